@@ -17,6 +17,7 @@ use metrics::PromptMetrics;
 
 pub use enhancer::Enhancer;
 pub use generated::{GeneratedPrompt, PromptAlternatives};
+pub(crate) use instructions::MAX_BYTES as MAX_SYSTEM_PROMPT_BYTES;
 pub use instructions::{InstructionsError, Origin, Origins};
 pub use llm_error::LlmError;
 pub use rollout::{GeneratedRollout, RolloutPrompts, RolloutRequest, WrittenRollout};

@@ -253,6 +253,11 @@ impl SegmentRun {
         self.cancelling
     }
 
+    /// Returns whether no attempt is running.
+    pub(crate) fn waits_for_worker(&self) -> bool {
+        self.job.is_none()
+    }
+
     /// Returns the running attempt, or the next one.
     pub(crate) fn at(&self) -> AttemptId {
         AttemptId {

@@ -165,6 +165,8 @@ async fn a_story_is_added_to_the_file_at_once_or_not_at_all() {
     ] {
         check_refusal(append(wrong).await, (400, "invalid_body"), words);
     }
+    let large = json!({"id": "a", "label": "A", "segment_prompts": ["x".repeat(17 << 20), "y"]});
+    check_refusal(append(large).await, (413, "invalid_body"), "16777216 bytes");
     let request = Request::post("/curated-presets/append").body("{".to_owned());
     let answer = server.send(request.unwrap()).await;
     let body = serde_json::from_str(answer.body()).unwrap();

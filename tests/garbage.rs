@@ -1,5 +1,7 @@
 //! What clients send that no client should: always answered, never at the cost of another session.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -59,10 +61,16 @@ struct Raw {
 
 impl Raw {
     async fn connect(server: &Server) -> Self {
+        Self::connect_to(server, "/v1/stream").await
+    }
+
+    async fn connect_to(server: &Server, route: &str) -> Self {
         let stream = TcpStream::connect(&server.address).await.unwrap();
         let mut raw = Self { stream };
-        let handshake = "GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let handshake = format!(
+            "GET {route} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
         raw.write(handshake.as_bytes()).await;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
@@ -416,4 +424,22 @@ async fn a_client_that_answers_no_pings_is_gone() {
         assert_eq!(opcode, PING, "nothing but pings and the end");
     }
     server.sessions(0).await;
+}
+
+#[tokio::test]
+async fn an_opening_of_the_web_ui_on_a_slow_line_is_waited_for() {
+    let server = Server::start(ARGS);
+    let mut raw = Raw::connect_to(&server, "/ws").await;
+    assert_eq!(raw.frame().await.unwrap().0, TEXT, "queue_status");
+    let opening = br#"{"type":"session_init_v2","curated_prompts":["a fox"]}"#;
+    let (first, rest) = opening.split_at(10);
+    raw.write(&header(FIN | TEXT, opening.len() as u64, true))
+        .await;
+    raw.write(first).await;
+    // Who says nothing for ten seconds would have a session.
+    let nothing = timeout(Duration::from_secs(11), raw.stream.peek(&mut [0])).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    raw.write(rest).await;
+    let start = raw.until("ltx2_segment_start").await;
+    assert_eq!(start["prompt"], "a fox");
 }

@@ -180,6 +180,7 @@ impl Guard {
                 let is_site = refusal.outcome != AuthOutcome::Origin;
                 if is_told && is_site && headers.contains_key(UPGRADE) {
                     let refused = NotLetIn {
+                        is_without_key: refusal.outcome == AuthOutcome::Missing,
                         message: refusal.message(self.auth.asks()),
                         retry_after: refusal.retry_after,
                     };
@@ -203,6 +204,8 @@ pub(crate) struct Admission {
 /// Why a browser is not let in.
 #[derive(Clone, Debug)]
 pub(crate) struct NotLetIn {
+    /// Whether the caller has shown no key at all.
+    pub(crate) is_without_key: bool,
     /// Safe to show.
     pub(crate) message: String,
     /// When another try may succeed; `None` where it will not.
@@ -279,7 +282,13 @@ impl Guard {
                 false => Ok(Caller::anyone()),
             };
         }
-        let caller = self.auth.identify(&credential, asked.client).await?;
+        let caller = match self.auth.identify(&credential, asked.client).await {
+            // Who shows no key may be a guest there, but not in another site's page.
+            Err(_) if asked.route == DREAMVERSE && self.is_of_another_site(asked, None) => {
+                return Err(Refusal::of(AuthMethod::None, AuthOutcome::Origin));
+            }
+            identified => identified?,
+        };
         let refused = |outcome| Refusal {
             id: caller.id.clone(),
             ..Refusal::of(caller.method, outcome)

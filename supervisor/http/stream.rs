@@ -13,7 +13,7 @@ use fastvideo_proto::trace::TraceContext;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, interval_at, sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -24,7 +24,7 @@ use crate::auth::guard::Admission;
 use crate::auth::{Caller, Grant};
 use crate::client_address::ClientAddress;
 use crate::dialect::stream_v1::{StreamParser, StreamRenderer};
-use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Rendered, Renderer, Wire};
+use crate::dialect::{HEARTBEAT_INTERVAL, Parser, Rendered, Renderer, Wire, close_code};
 use crate::ingress::connection::Connection;
 use crate::ingress::connections::Phase;
 use crate::ingress::error::ApiError;
@@ -33,7 +33,7 @@ use crate::ingress::message_io::CompleteShare;
 use crate::ingress::websocket::{Handshake, TransportViolation, WebSocket, violation};
 use crate::pool::Media;
 use crate::session::command::OpenSession;
-use crate::session::{self, Inbound, NotAdmitted, Origin, Outbox, SessionEvent};
+use crate::session::{self, Drain, Inbound, NotAdmitted, Origin, Outbox, SessionEvent};
 use crate::tasks::catch_panic;
 use crate::traces::{self, Period};
 
@@ -288,7 +288,10 @@ async fn read<P: Parser>(
         let message = tokio::select! {
             message = liveness.next(stream, || connection.progress()) => message,
             () = silence_is_over, if !has_spoken && silent.is_some() => {
-                if let Some((_, mut opening)) = silent.take() {
+                let silent = silent.take();
+                // A large one may take longer on a slow line; it has a time limit of its own.
+                let has_begun = connection.place.standing().phase == Phase::Opening;
+                if let Some((_, mut opening)) = silent.filter(|_| !has_begun) {
                     parser.opened_silently();
                     known.add_to(&mut opening);
                     has_spoken = true;
@@ -317,6 +320,15 @@ async fn read<P: Parser>(
                         known.add_to(&mut opening);
                         Inbound::Open(opening)
                     }
+                    Inbound::Command {
+                        message,
+                        request,
+                        command,
+                    } => Inbound::Command {
+                        message,
+                        request,
+                        command: command.with_share(share),
+                    },
                     other => other,
                 }
             }
@@ -404,10 +416,9 @@ async fn write<R: Renderer>(
                     return;
                 }
                 Wire::Hold => {
-                    let _held = Held::begin();
                     is_held.store(true, Ordering::Relaxed);
                     drop(receipt);
-                    return ping(sink, ping_interval).await;
+                    return hold(sink, app).await;
                 }
             };
             if sent.is_err() {
@@ -419,16 +430,44 @@ async fn write<R: Renderer>(
     }
 }
 
-/// Pings until that fails.
-async fn ping(mut sink: SplitSink<WebSocket, Message>, interval: Duration) {
+/// Leaves it to a client, which was told that it may not open a session, to close the connection. Closes it after a while,
+/// when the server leaves, or at once where too many are held.
+async fn hold(mut sink: SplitSink<WebSocket, Message>, app: &App) {
+    let Some(_held) = Held::begin() else {
+        let _ = sink
+            .send(close_message(close_code::TRY_AGAIN_LATER, "too busy"))
+            .await;
+        return;
+    };
+    let interval = app.ingress.rules().ping_interval;
     let mut pings = interval_at(Instant::now() + interval, interval);
-    loop {
-        pings.tick().await;
-        if sink.send(Message::Ping(Default::default())).await.is_err() {
-            return;
+    let mut drain = app.context.drain.clone();
+    let leaving = async {
+        if drain.wait_for(|drain| *drain != Drain::No).await.is_err() {
+            std::future::pending::<()>().await;
         }
-    }
+        // A client that is there closes its connection when it hears why.
+        sleep(CLOSE_REPLY).await;
+    };
+    tokio::pin!(leaving);
+    let end = sleep(MAX_HOLD);
+    tokio::pin!(end);
+    let close = loop {
+        tokio::select! {
+            _ = pings.tick() => {
+                if sink.send(Message::Ping(Default::default())).await.is_err() {
+                    return;
+                }
+            }
+            () = &mut leaving => break close_message(close_code::GOING_AWAY, "draining"),
+            () = &mut end => break close_message(close_code::TRY_AGAIN_LATER, "no place"),
+        }
+    };
+    let _ = sink.send(close).await;
 }
+
+/// How long a client is held.
+const MAX_HOLD: Duration = Duration::from_secs(60);
 
 /// Number of clients that are told that they may not open a session and then held.
 static HELD: AtomicUsize = AtomicUsize::new(0);
@@ -444,9 +483,11 @@ pub(super) fn may_hold() -> bool {
 struct Held;
 
 impl Held {
-    fn begin() -> Self {
-        HELD.fetch_add(1, Ordering::Relaxed);
-        Self
+    /// `None` where too many are held already.
+    fn begin() -> Option<Self> {
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        let one_more = |held| (held < MAX_HELD).then_some(held + 1);
+        HELD.fetch_update(set, get, one_more).ok().map(|_| Self)
     }
 }
 
@@ -477,13 +518,12 @@ async fn turn_away(mut socket: WebSocket, messages: Rendered, connection: &Conne
     };
     let told = timeout(CLOSE_REPLY, told).await;
     if is_held && matches!(told, Ok(Ok(()))) {
-        let _held = Held::begin();
         connection.place.enter_phase(Phase::Session);
-        let interval = app.ingress.rules().ping_interval;
+        let silence = app.ingress.rules().ping_interval * 2;
         let (sink, mut stream) = socket.split();
         tokio::select! {
-            () = ping(sink, interval) => {}
-            () = until_closed(&mut stream, connection, interval * 2) => {}
+            () = hold(sink, app) => {}
+            () = until_closed(&mut stream, connection, silence) => {}
         }
     }
 }

@@ -17,6 +17,9 @@ export class Refused extends Error {
   }
 }
 
+/** Tells whether the server has refused because it does not have what was asked for, or not for this token. @param {unknown} error */
+export const isGone = (error) => error instanceof Refused && [401, 404].includes(error.status);
+
 /** What requests without a token of a session show. @type {{[name: string]: string}} */
 let shown = {};
 

@@ -59,16 +59,13 @@ export function openAround(node) {
 }
 
 /** Offers a file for download. */
-export function save(blob, name) {
-  const address = URL.createObjectURL(blob);
-  saveFrom(address, name);
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
-}
+export const save = (blob, name) => saveFrom(URL.createObjectURL(blob), name);
 
-/** Offers what is at an address for download. */
+/** Offers what is at an address for download. An address of a file in memory is freed a while later. */
 export function saveFrom(address, name) {
   const link = make('a');
   link.href = address;
   link.download = name;
   link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

@@ -6,6 +6,7 @@ import { fetchTicket, filmAddress, filmInfo, moveSession, useKey } from './api.j
 import { Attachments } from './attachments.js';
 import { Connection, TokenStore } from './connection.js';
 import { $, openAround, save, saveFrom, say } from './dom.js';
+import { sentence } from './format.js';
 import { Gpus } from './gpus.js';
 import { HistoryTab } from './history/tab.js';
 import { KeySocket, keepKey, takeKey } from './key.js';
@@ -35,7 +36,8 @@ url.protocol = location.protocol === 'https:' ? 'wss:' : 'ws:';
 const askedTab = new URLSearchParams(location.hash.slice(1)).get('tab');
 let key = takeKey(() => sessionStorage, location, history);
 useKey(key);
-let withKey = connectWithKey; // what the page does once the user has typed a key
+/** What the page does once the user has typed a key. @type {Set<() => void>} */
+const withKey = new Set();
 
 const tokens = new TokenStore(() => sessionStorage);
 const connection = new Connection(openSocket, (event) => {
@@ -93,7 +95,7 @@ const store = createStore({
   failed: reportError,
 });
 const view = new View(dispatch);
-const board = new StoryBoard({ getState, play, unauthorized: askForKey });
+const board = new StoryBoard({ getState, play, unauthorized: askForKey, wantPrompt: () => view.wantPrompt() });
 const gpus = new Gpus(report, () => render(store.state), (hasEnhancer) => dispatch({ type: 'enhancer_told', hasEnhancer }));
 const watchLink = new WatchLink(dispatch);
 const tabs = new Tabs($('tabs'), showPanel);
@@ -102,10 +104,10 @@ const past = new HistoryTab({
   isBusy: () => isLive(store.state), resume, openWith,
 });
 const videos = new VideosTab({
-  offered: (isOffered) => offerTab('videos', isOffered), unauthorized: () => askForKey(() => videos.retry()),
+  offered: (isOffered) => offerTab('videos', isOffered), unauthorized: () => askForKey(retryVideos),
 });
 
-$('download').onclick = download;
+$('download').onclick = () => download().catch(({ message }) => report('The film could not be saved.', sentence(message)));
 window.addEventListener('pagehide', () => tokens.remember(store.state, stage.player.time));
 window.addEventListener('beforeunload', (event) => {
   if (hasUnsaved(store.state)) event.preventDefault();
@@ -129,18 +131,26 @@ $('key-form').onsubmit = (event) => {
   useKey(key);
   $('key').value = '';
   $('key-form').hidden = true;
-  withKey();
+  const waiting = [...withKey];
+  withKey.clear();
+  waiting.forEach((then) => then());
 };
 
 /** Asks the user for a key. @param {() => void} then  is called when there is one */
 function askForKey(then) {
-  withKey = then;
+  withKey.add(then);
   $('key-form').hidden = false;
+  $('key-form').scrollIntoView({ block: 'center' });
+  $('key').focus({ preventScroll: true });
+}
+
+function retryVideos() {
+  videos.retry();
 }
 
 function connectWithKey() {
   dispatch({ type: 'notice_closed' });
-  dispatch({ type: 'connect_fresh' });
+  dispatch({ type: 'connect' });
 }
 
 function openSocket() {
@@ -165,10 +175,10 @@ function offerTab(panel, isOffered) {
   if (isOffered && panel === 'history' && askedTab === panel) tabs.show(panel);
 }
 
-/** Goes on with a session of the history. */
-function resume(token) {
+/** Goes on with a session of the history. @param {import('./session/restoring.js').Continued} continued */
+function resume(continued) {
   tabs.show('live');
-  dispatch({ type: 'session_continued', token });
+  dispatch({ type: 'session_continued', ...continued });
 }
 
 /** Makes the next session begin with a state of the history. */

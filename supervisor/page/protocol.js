@@ -173,7 +173,7 @@ export const MAX_WAITING = 8;
  *
  * @typedef {object} FilmInfo
  * @property {string} session_id
- * @property {string} mime
+ * @property {?string} mime  null while it has no segment
  * @property {number} width
  * @property {number} height
  * @property {number} fps

@@ -3,7 +3,7 @@
 // it has no access to the DOM, a socket or a clock. Its parts are in the folder `session`.
 
 import { plural, sentence, span } from './format.js';
-import { canContinue, isLive, maxWaiting } from './state.js';
+import { canContinue, isLive, isUnsaved, maxWaiting } from './state.js';
 import {
   closed, connect, giveUp, gpuAssigned, leave, queueStatus, serverError, sessionTimeout, streamComplete, streamStart,
 } from './session/lifecycle.js';
@@ -11,12 +11,13 @@ import {
   applyCurated, editRequest, moveRequest, promptWritten, queueRequest, requestEdited, requestWithdrawn, rewrite, seedPromptsRewritten,
   sendWaiting, withdrawRequest,
 } from './session/prompts.js';
-import { filmLoaded, restore } from './session/restoring.js';
+import { continueSession, filmLoaded, restore } from './session/restoring.js';
 import {
   addMedia, firstPicture, mediaInit, mediaSegmentComplete, preview, segmentCancelled, segmentComplete, segmentStart, stepComplete,
 } from './session/segments.js';
 import { beginFollowing, clearWaiting, playStory } from './session/story.js';
 import { Transition } from './session/transition.js';
+import { roomWords } from './words.js';
 
 /**
  * @typedef {import('./state.js').SessionState} SessionState
@@ -61,11 +62,7 @@ function handle(next, event) {
       connect(next);
       break;
     case 'connect_kept': restore(next); break;
-    case 'session_continued':
-      if (isLive(state)) return false;
-      state.kept = event.token;
-      restore(next);
-      break;
+    case 'session_continued': return continueSession(next, event);
     case 'enhancer_told':
       if (state.hasEnhancer === event.hasEnhancer) return false;
       state.hasEnhancer = event.hasEnhancer;
@@ -173,8 +170,10 @@ function switched(next, name, on) {
  */
 function submitPrompt(next, { prompt, typed, sampling }, agreed = false) {
   const { state } = next;
-  if (!isLive(state) && !state.chosenState && !canContinue(state, next.now)) {
-    if (state.segments.length && !agreed) {
+  const isNew = !isLive(state) && (state.chosenState !== null || !canContinue(state, next.now));
+  if (isNew) {
+    const asks = state.chosenState ? isUnsaved(state) : state.segments.length > 0;
+    if (asks && !agreed) {
       state.asking = { prompt, typed, sampling };
       return;
     }
@@ -182,8 +181,8 @@ function submitPrompt(next, { prompt, typed, sampling }, agreed = false) {
   }
   const most = maxWaiting(state);
   if (state.waiting.length >= most) {
-    const text = 'Send this one when the next segment has begun.';
-    next.notice(`There are already ${plural(most, 'prompt')} waiting.`, text, { soft: true, until: 'segment' });
+    const { length } = state.waiting;
+    next.notice(`There are already ${plural(length, 'prompt')} waiting.`, roomWords(length, most), { soft: true, until: 'segment' });
     return;
   }
   if (typed) next.run({ type: 'clear_prompt' });
@@ -192,13 +191,14 @@ function submitPrompt(next, { prompt, typed, sampling }, agreed = false) {
   sendWaiting(next);
 }
 
-/** Opens a new session with the prompt that waited for the user's consent. @param {Transition} next */
+/** Opens another session for what has waited for the user's consent. @param {Transition} next */
 function confirmed(next) {
   const { state } = next;
   const { asking } = state;
   state.asking = null;
   if (!asking) return;
   if ('story' in asking) playStory(next, asking.story, true);
+  else if ('continued' in asking) continueSession(next, asking.continued, true);
   else submitPrompt(next, asking, true);
 }
 

@@ -136,8 +136,11 @@ import { MAX_WAITING } from './protocol.js';
  * @property {?number} resumableUntil  until when the ended session can be continued, in milliseconds of Unix time
  * @property {boolean} extends  whether a session is continued that has ended by its cap
  * @property {?({prompt: string, typed: boolean, sampling: import('./session/transition.js').Sampling}
- *   | {story: import('./session/story.js').Play})} asking  what needs a new session, until the user has agreed to one
- * @property {?import('./session/story.js').Play} following  the story that begins when the present session has ended
+ *   | {story: import('./session/story.js').Play} | {continued: import('./session/restoring.js').Continued})} asking  what needs another
+ *   session, until the user has agreed to it
+ * @property {?(import('./session/story.js').Play & {own?: Request[]})} following  the story that begins when the present session has ended,
+ *   and the user's own requests that wait behind it
+ * @property {boolean} needsKey  whether the server has asked for a key: what waits stays until there is one
  * @property {?number} endsAt  when the session ends because it is idle, as the server has told; null while it is not about to
  * @property {?ResumeToken} filmKey  opens the film that the server keeps; null when it keeps none
  * @property {?Preview} preview  the newest picture of a segment that has no media yet
@@ -200,6 +203,7 @@ export const initialState = (kept = null, unixTime = 0) => ({
   extends: false,
   asking: null,
   following: null,
+  needsKey: false,
   endsAt: null,
   filmKey: null,
   preview: null,
@@ -258,6 +262,16 @@ export const newSegment = (idx, start, now) => ({
  */
 export const unmade = (state) => ({
   state, duration: 0, step: 0, steps: 0, stage: 'denoise', firstPictureMs: null, generationMs: null, latencyMs: null,
+});
+
+/**
+ * Returns the fields of a session of which nothing is here: what another session had is gone.
+ *
+ * @returns {Partial<SessionState>}
+ */
+export const emptySession = () => ({
+  segments: [], asked: null, mime: null, receiving: null, catchingUp: null, preview: null, filmKey: null, watchToken: null, watchNote: '',
+  spectators: null, downloaded: 0, stream: null, gpu: null, resumableUntil: null,
 });
 
 /** Tells whether the page has a connection or is about to have one. @param {SessionState} state */

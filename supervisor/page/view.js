@@ -9,8 +9,8 @@ import {
 } from './state.js';
 import { WaitingList } from './waiting_list.js';
 import {
-  applyWords, askWords, composerWords, curatedWords, drainWords, gpuWords, idleWords, queueWords, reconnectWords, snapshotWords, statusWords,
-  timeLeftWords,
+  applyWords, askWords, composerWords, curatedWords, drainWords, gpuWords, idleWords, queueWords, reconnectWords, roomWords, snapshotWords,
+  statusWords, timeLeftWords,
 } from './words.js';
 
 const EXAMPLES = [
@@ -135,6 +135,13 @@ export class View {
     if (!$('prompt').value) $('prompt').value = prompt;
   }
 
+  /** Asks for a prompt, until the user writes one. */
+  wantPrompt() {
+    say($('composer-note'), 'Write a prompt first.');
+    $('prompt').focus();
+    $('prompt').addEventListener('input', () => this.renderWaiting(this.shown), { once: true });
+  }
+
   writeCurated(text) {
     $('curated').value = text;
   }
@@ -206,9 +213,11 @@ export class View {
     const isAsked = $('ask').hidden && state.asking;
     set($('ask'), { hidden: !state.asking });
     if (isAsked) $('ask').scrollIntoView({ block: 'center' }); // what was clicked may be far below
-    const { title, text } = askWords(state);
+    const { title, text, yes, no } = askWords(state);
     say($('ask-title'), title);
     say($('ask-text'), text);
+    say($('ask-yes'), yes);
+    say($('ask-no'), no);
   }
 
   renderFacts(state) {
@@ -257,7 +266,7 @@ export class View {
     set($('waiting-clear'), { hidden: waiting.length < 2 });
     set($('send'), { disabled: full });
     const goesOn = state.phase === 'complete' && canContinue(state, performance.now());
-    say($('composer-note'), full ? `${plural(most, 'prompt')} waiting. There is room when the next segment begins.` : composerWords(goesOn));
+    say($('composer-note'), full ? `${plural(waiting.length, 'prompt')} waiting. ${roomWords(waiting.length, most)}` : composerWords(goesOn));
     this.waiting.render(waiting);
   }
 

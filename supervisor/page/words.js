@@ -192,21 +192,32 @@ export function starvedWords(state) {
   return state.settings.pause ? 'Generation is paused' : 'Send a prompt to go on from here';
 }
 
+const DOWNLOAD_FIRST = 'Download this film first if you want to keep it.';
+
 /**
- * Explains why a prompt or a story needs the user's consent to a new session.
+ * Explains why something needs the user's consent to another session, and names the two answers.
  *
  * @param {SessionState} state
- * @returns {{title: string, text: string}}
+ * @returns {{title: string, text: string, yes: string, no: string}}
  */
 export function askWords(state) {
   const { asking } = state;
+  if (asking && 'continued' in asking) return continuedWords(state, asking.continued.isLive);
   const isStory = asking !== null && 'story' in asking;
   const what = isStory ? 'the story' : 'your prompt';
-  let title = 'The session has ended and cannot go on.';
+  let title = state.chosenState ? 'The saved state opens another session.' : 'The session has ended and cannot go on.';
   if (isStory && asking.story.fresh) title = 'A new session takes the place of this one.';
   else if (isStory && isLive(state)) title = 'The session has no room for all shots.';
   const text = `A new one begins with ${what}, and its film takes the place of this one.`;
-  return { title, text: isUnsaved(state) ? `${text} Download this film first if you want to keep it.` : text };
+  return { title, text: isUnsaved(state) ? `${text} ${DOWNLOAD_FIRST}` : text, yes: 'Begin a new session', no: 'Keep this film' };
+}
+
+/** @param {SessionState} state @param {boolean} isElsewhere  whether another page may have the session */
+function continuedWords(state, isElsewhere) {
+  const loses = isUnsaved(state) ? ` Its film takes the place of this one. ${DOWNLOAD_FIRST}` : '';
+  if (!isElsewhere) return { title: 'Another session takes the place of this one.', text: loses.trim(), yes: 'Go on with the other one', no: 'Keep this film' };
+  const text = `Going on with it here ends it there.${loses}`;
+  return { title: 'The session may be open on another page.', text, yes: 'Go on here', no: 'Leave it there' };
 }
 
 /** Explains the prompt field. @param {boolean} goesOn  whether a prompt goes on with a session that has ended */
@@ -214,6 +225,12 @@ export const composerWords = (goesOn) => {
   const keys = 'Enter sends, Shift+Enter starts a new line.';
   return goesOn ? `The next prompt goes on with this session. ${keys}` : keys;
 };
+
+/** Tells when a session takes another prompt. @param {number} waiting  the number of prompts that wait @param {number} most  how many may */
+export function roomWords(waiting, most) {
+  const begun = waiting - most + 1;
+  return begun === 1 ? 'There is room when the next segment begins.' : `There is room once ${begun} more segments have begun.`;
+}
 
 /** Explains why the state cannot be saved; empty where it can. @param {SessionState} state */
 export function snapshotWords(state) {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The largest file that is accepted as a system prompt.
-pub(super) const MAX_BYTES: u64 = 64 << 10;
+pub(crate) const MAX_BYTES: u64 = 64 << 10;
 
 /// The names of the files.
 pub(super) const ENHANCE: &str = "enhance.txt";

@@ -20,6 +20,10 @@ pub enum LlmError {
     Server(u16),
     #[error("the language model gave no usable answer: {0}")]
     Unusable(&'static str),
+    /// The answer has no prompts, or another number of them than were asked for. That may lie in the request, of which a client
+    /// may have written most.
+    #[error("the language model gave no usable answer: {0}")]
+    NoRollout(&'static str),
     /// The model or its provider declined the prompt for its content.
     #[error("the language model declined the prompt")]
     Declined,
@@ -48,6 +52,7 @@ impl LlmError {
             | Self::Busy { .. }
             | Self::Server(_)
             | Self::Unusable(_)
+            | Self::NoRollout(_)
             | Self::Declined
             | Self::NotServed { .. }
             | Self::NoKey
@@ -67,7 +72,7 @@ impl LlmError {
     /// Returns whether the failure says something about the provider, and not only about the request. Only such
     /// failures count for the circuit breaker.
     pub(super) fn is_providers_fault(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::Declined)
+        !matches!(self, Self::Refused(_) | Self::Declined | Self::NoRollout(_))
     }
 
     /// Returns the failure's name in traces.
@@ -77,7 +82,7 @@ impl LlmError {
             Self::Transport(_) => "unreachable",
             Self::Busy { .. } => "busy",
             Self::Server(_) => "server_error",
-            Self::Unusable(_) => "unusable",
+            Self::Unusable(_) | Self::NoRollout(_) => "unusable",
             Self::Declined => "declined",
             Self::NotServed { .. } => "not_served",
             Self::Refused(_) => "refused",

@@ -273,7 +273,9 @@ impl LiveSession {
                     if self.emitter.readers().trace().is_some() {
                         self.emitter.note(&self.director.worked(&mut end));
                     }
-                    if let Some(event) = self.director.settle(end.result) {
+                    let event = self.director.settle(end.result);
+                    self.do_said();
+                    if let Some(event) = event {
                         self.emit(event);
                     }
                     self.last_activity = Instant::now();
@@ -302,13 +304,16 @@ impl LiveSession {
     fn advance(&mut self) -> Option<EndCause> {
         self.cancel_in_vain();
         if self.segment.is_none() {
-            self.director.at_boundary();
-        }
-        self.do_said();
-        if self.segment.is_none() {
             if self.is_withdrawn {
                 return Some(EndCause::Unauthorized);
             }
+            // A client that is told of another rollout drops what it has, which it is to keep at the end.
+            if self.drain_deadline.is_none() {
+                self.director.at_boundary();
+            }
+        }
+        self.do_said();
+        if self.segment.is_none() {
             if self.director.is_complete() && self.redelivery.is_none() {
                 return Some(EndCause::SegmentCap);
             }

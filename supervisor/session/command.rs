@@ -185,6 +185,19 @@ pub enum SessionCommand {
     Leave,
 }
 
+impl SessionCommand {
+    /// Keeps what the message takes of the server's memory for what clients send, as long as its image is not read.
+    pub(crate) fn with_share(mut self, share: Share) -> Self {
+        if let Self::Rollout(
+            RolloutCommand::BeginProject(_, Some(image)) | RolloutCommand::MakeClip(_, Some(image)),
+        ) = &mut self
+        {
+            image.share = Arc::new(share);
+        }
+        self
+    }
+}
+
 /// What a client says about its viewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaybackReport {

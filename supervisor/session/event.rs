@@ -502,6 +502,7 @@ impl SessionEvent {
                 ..
             } => &[text, reason],
             Self::Error { message, .. } | Self::SegmentFailed { message, .. } => &[message],
+            Self::Rollout(event) => return BASE_COST + event.text_bytes() as u64,
             _ => &[],
         };
         BASE_COST + texts.iter().map(|text| text.len() as u64).sum::<u64>()

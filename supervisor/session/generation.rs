@@ -69,6 +69,9 @@ impl LiveSession {
     }
 
     fn relay(&mut self, at: AttemptId, media: Media, first: bool) {
+        if self.is_unwanted() {
+            return;
+        }
         let (kind, bytes) = (media.kind.clone(), media.bytes.clone());
         // The client comes first.
         self.emit(SessionEvent::Media { at, media });
@@ -280,6 +283,9 @@ impl LiveSession {
     /// step. The client is told once it has all of the segment and the state is stored; the next segment may run by
     /// then.
     fn commit(&mut self, finished: FinishedSegment) {
+        if self.is_unwanted() {
+            return self.segment_cancelled();
+        }
         let FinishedSegment {
             state,
             frames,

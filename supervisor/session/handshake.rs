@@ -17,11 +17,11 @@ use super::inbox::Inbox;
 use super::moved::MovedSession;
 use super::registry::Ticket;
 use super::request::{check_adapters, check_former_adapters, check_prompt};
-use super::rollout::command::ProjectSetup;
+use super::rollout::command::{PresetName, ProjectSetup, RewriteStyle};
 use super::{ClientLimits, Config, Context};
 use crate::causes::with_causes;
 use crate::init_image::{self, InitImage, InitImageError};
-use crate::prompt::Prompts;
+use crate::prompt::{MAX_SYSTEM_PROMPT_BYTES, Prompts};
 use crate::store::export::Expectation;
 use crate::store::{
     ImportFailed, Lease, ResumeError, ResumeToken, SavedSession, SessionStore, State, StoreError,
@@ -109,7 +109,7 @@ pub(super) async fn check(
 ) -> Result<Opening, NotOpened> {
     if let Some(rollouts) = &request.rollouts {
         check_seed_prompts(&rollouts.setup, &config.limits).map_err(invalid)?;
-        let screened = prompts.screen_all(&rollouts.setup.seed_prompts).await;
+        let screened = prompts.screen_all(rollouts.setup.seeds()).await;
         screened.map_err(|blocked| NotOpened::Blocked(blocked.to_string()))?;
     }
     let prompts = &request.curated_prompts;
@@ -164,6 +164,8 @@ pub(super) fn check_seed_prompts(
     setup: &ProjectSetup,
     limits: &ClientLimits,
 ) -> Result<(), String> {
+    check_preset(&setup.preset)?;
+    check_style(&setup.style)?;
     let given = setup.seed_prompts.len();
     if given > MAX_CURATED_PROMPTS {
         return Err(format!(
@@ -177,6 +179,45 @@ pub(super) fn check_seed_prompts(
     let checked = all.try_for_each(|(field, prompt)| check_prompt(field, prompt, limits));
     checked.map_err(|invalid| invalid.to_string())
 }
+
+/// Checks what a project is called.
+///
+/// # Errors
+/// Returns what is wrong; the text is safe to show.
+pub(super) fn check_preset(preset: &PresetName) -> Result<(), String> {
+    let id = preset.id.as_deref().unwrap_or_default();
+    for (field, name) in [("preset_id", id), ("preset_label", &preset.label)] {
+        let given = name.chars().count();
+        if given > MAX_NAME_CHARS {
+            return Err(format!(
+                "`{field}` has {given} characters, at most {MAX_NAME_CHARS} are allowed"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks how a language model is to write.
+///
+/// # Errors
+/// Returns what is wrong; the text is safe to show.
+pub(super) fn check_style(style: &RewriteStyle) -> Result<(), String> {
+    for (field, text) in [
+        ("rewrite_window_system_prompt", &style.edit_system_prompt),
+        ("rewrite_user_system_prompt", &style.new_system_prompt),
+    ] {
+        let given = text.as_ref().map_or(0, String::len) as u64;
+        if given > MAX_SYSTEM_PROMPT_BYTES {
+            return Err(format!(
+                "`{field}` has {given} bytes, at most {MAX_SYSTEM_PROMPT_BYTES} are allowed"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The most characters of a name that a client gives.
+const MAX_NAME_CHARS: usize = 200;
 
 pub(super) async fn check_image(
     object: Map<String, Value>,

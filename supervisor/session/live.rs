@@ -362,6 +362,9 @@ impl LiveSession {
         message: impl ToString,
         retryable: bool,
     ) {
+        if self.director.is_running_in_vain() {
+            return self.segment_cancelled();
+        }
         if let Some(segment) = self.segment.take() {
             self.broadcaster.end_segment(SegmentEnd::Void);
             self.director.segment_failed(segment.planned.by_client);
@@ -551,7 +554,10 @@ impl LiveSession {
         if cause.drops_unsent() {
             self.emitter.outbox().drop_unsent();
         }
-        if let Some((code, message, retryable)) = cause.error() {
+        // A client of rollouts is told in the words of its dialect.
+        if self.director.requests().is_some()
+            && let Some((code, message, retryable)) = cause.error()
+        {
             self.error(None, code, message, retryable);
         }
         self.transition(cause.state(self.ticket.state()));

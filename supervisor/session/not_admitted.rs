@@ -27,6 +27,7 @@ impl From<NotLetIn> for NotAdmitted {
         NotLetIn {
             message,
             retry_after,
+            ..
         }: NotLetIn,
     ) -> Self {
         match retry_after {

@@ -120,6 +120,8 @@ pub(crate) enum PromptWork {
     Prepare { prompt: String, enhance: bool },
     /// Writes the prompt that follows these, which are in order, oldest first.
     Extend { story: Vec<String> },
+    /// Screens the seed prompts of a rollout.
+    Screen { prompts: Vec<String> },
     /// Writes the seed prompts of a rollout, or other versions of them, none longer than `max_chars` characters.
     Rollout {
         request: Box<RolloutRequest>,

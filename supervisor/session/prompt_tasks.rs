@@ -12,7 +12,6 @@ use tracing::Instrument;
 
 use super::playlist::{PromptAbilities, PromptTask, PromptWork};
 use super::rollout::event::RewrittenBy;
-use super::rollout::rewriting::RewriteEnd;
 use crate::prompt::{
     Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, PromptAlternatives, PromptSpan,
     PromptSpans, Prompts, RolloutRequest, WrittenRollout,
@@ -62,8 +61,13 @@ pub(super) enum PromptTaskResult {
     /// The seed prompts of a rollout are written, or blocked.
     RolloutWritten {
         task: u64,
-        end: RewriteEnd,
+        result: Result<(RewrittenBy, Vec<String>), Blocked>,
         latency: Duration,
+    },
+    /// The seed prompts of a rollout are screened.
+    SeedsScreened {
+        task: u64,
+        result: Result<(), Blocked>,
     },
     /// The task has panicked.
     Lost { task: Option<u64> },
@@ -116,14 +120,18 @@ impl PromptTasks {
                 },
                 PromptWork::Rollout { request, max_chars } => {
                     let began = Instant::now();
-                    let end = write_rollout(&prompts, *request, max_chars).await;
+                    let result = write_rollout(&prompts, *request, max_chars).await;
                     let latency = began.elapsed();
                     PromptTaskResult::RolloutWritten {
                         task: id,
-                        end,
+                        result,
                         latency,
                     }
                 }
+                PromptWork::Screen { prompts: seeds } => PromptTaskResult::SeedsScreened {
+                    task: id,
+                    result: prompts.screen_all(&seeds).await,
+                },
             };
             let spans = spans.take();
             PromptTaskEnd { result, spans }
@@ -201,25 +209,28 @@ impl PromptTasks {
 }
 
 /// Has the seed prompts of a rollout written.
-async fn write_rollout(prompts: &Prompts, request: RolloutRequest, max_chars: usize) -> RewriteEnd {
-    match prompts.write_rollout(request, max_chars).await {
-        Ok(WrittenRollout::ByModel(written)) => {
+async fn write_rollout(
+    prompts: &Prompts,
+    request: RolloutRequest,
+    max_chars: usize,
+) -> Result<(RewrittenBy, Vec<String>), Blocked> {
+    Ok(match prompts.write_rollout(request, max_chars).await? {
+        WrittenRollout::ByModel(written) => {
             let texts = written.prompts.clone();
-            RewriteEnd::Written(RewrittenBy::Model(written), texts)
+            (RewrittenBy::Model(written), texts)
         }
-        Ok(WrittenRollout::InOwnWords {
+        WrittenRollout::InOwnWords {
             prompts,
             model,
             latency,
             reason,
-        }) => {
+        } => {
             let by = RewrittenBy::Nobody {
                 model,
                 latency,
                 reason,
             };
-            RewriteEnd::Written(by, prompts)
+            (by, prompts)
         }
-        Err(blocked) => RewriteEnd::Blocked(blocked.to_string()),
-    }
+    })
 }

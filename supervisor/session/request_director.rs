@@ -352,7 +352,9 @@ impl Director for RequestDirector {
                 seed_prompt,
                 result,
             } => Some(self.rewritten(request, seed_prompt, result)),
-            PromptTaskResult::RolloutWritten { .. } => None,
+            PromptTaskResult::RolloutWritten { .. } | PromptTaskResult::SeedsScreened { .. } => {
+                None
+            }
             PromptTaskResult::Lost { task } => {
                 let request = task.and_then(|task| self.playlist.request_of(task));
                 if let Some(task) = task {

@@ -44,6 +44,8 @@ pub(crate) struct Rollouts {
     preset: PresetName,
     /// What the session begins with once it has a worker.
     opening: Option<Box<ProjectSetup>>,
+    /// The safety filter that has screened it.
+    opened_with: Option<u64>,
     project: Option<Project>,
     said: VecDeque<Said>,
     /// The id of the last prompt task.
@@ -85,6 +87,7 @@ impl Rollouts {
             style: setup.style.clone(),
             preset: setup.preset.clone(),
             opening: Some(Box::new(setup)),
+            opened_with: can.filter,
             project: None,
             said: VecDeque::new(),
             last_task: 0,
@@ -114,7 +117,9 @@ impl Rollouts {
     fn begin_project(&mut self, setup: ProjectSetup, is_opening: bool) {
         let awaits_rewrite = setup.awaits_rewrite();
         let prompt = setup.rollout_prompt.clone();
-        self.project = Some(Project::new(setup));
+        // The opening's were screened before there was a session.
+        let screened_by = self.opened_with.filter(|_| is_opening);
+        self.project = Some(Project::new(setup, screened_by));
         if awaits_rewrite {
             self.write_first(prompt);
             return;
@@ -130,26 +135,22 @@ impl Rollouts {
         }
     }
 
-    /// Begins another project, unless there is one.
-    pub(crate) fn begin_another(&mut self, setup: ProjectSetup) {
+    /// Begins another project, unless there is one. Returns whether it has.
+    pub(crate) fn begin_another(&mut self, setup: ProjectSetup) -> bool {
         if !self.is_idle() {
-            return self.refuse("a project is running; end it first");
+            self.refuse("a project is running; end it first");
+            return false;
         }
         self.preset.take(setup.preset.clone());
         self.switches = setup.switches;
         self.style = setup.style.clone();
         self.paused = setup.awaits_rewrite();
         self.begin_project(setup, false);
+        true
     }
 
-    /// Returns whether another project may begin.
-    pub(crate) fn is_idle(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.project.is_none() && self.opening.is_none()
-    }
-
-    /// Returns whether there is a project that is not about to end.
-    pub(crate) fn has_project(&self) -> bool {
-        self.project.as_ref().is_some_and(|it| !it.is_ending)
     }
 
     /// Ends the project, at the next boundary where a segment runs.
@@ -203,6 +204,9 @@ impl Rollouts {
         let Some(project) = &mut self.project else {
             return;
         };
+        if reason != Some(ResetReason::Loop) {
+            project.made = 0;
+        }
         let dropped = project.begin_rollout();
         let seed_prompts = project.seeds.len();
         let loop_iteration = project.loop_iteration;
@@ -223,6 +227,7 @@ impl Rollouts {
                 dropped,
             });
         }
+        self.look_at_waiting();
     }
 
     /// Begins the rollout again at the next boundary.
@@ -232,7 +237,6 @@ impl Rollouts {
                 self.refuse("there are no seed prompts yet");
             }
             Some(project) => {
-                project.made = 0;
                 project.reset = Some(ResetReason::ManualReset);
                 let seed_prompts = project.seeds.len();
                 self.tell(RolloutEvent::ResetPending { seed_prompts });
@@ -248,7 +252,6 @@ impl Rollouts {
                 self.refuse("there are no seed prompts yet");
             }
             Some(project) => {
-                project.made = 0;
                 project.reset = Some(ResetReason::CapRestart);
                 let segment_cap = if project.single_clip { 0 } else { self.cap };
                 self.paused = false;
@@ -358,7 +361,9 @@ impl Rollouts {
     /// Chooses the next segment; `None` while none may begin.
     fn choose(&mut self, alone: bool) -> Option<Choice> {
         let (looping, extending) = (self.switches.looping, self.switches.extending);
+        let can = self.can;
         let project = self.project.as_mut().filter(|it| it.may_go_on())?;
+        let is_screened = project.unscreened(can.filter).is_none();
         if self.paused {
             return None;
         }
@@ -369,7 +374,7 @@ impl Rollouts {
             return Some(Choice::Prompt(project.plan_waiting(waiting), received));
         }
         if has_seed {
-            return Some(match alone {
+            return Some(match alone && is_screened {
                 true => Choice::Prompt(project.plan_seed(), Instant::now()),
                 false => Choice::Later,
             });
@@ -378,7 +383,10 @@ impl Rollouts {
             return Some(Choice::Later);
         }
         if looping && !project.seeds.is_empty() && !project.single_clip {
-            return Some(if alone { Choice::Loop } else { Choice::Later });
+            return Some(match alone && is_screened {
+                true => Choice::Loop,
+                false => Choice::Later,
+            });
         }
         Some(match &project.extension {
             Extension::Ready(text) if extending && alone => {
@@ -386,7 +394,7 @@ impl Rollouts {
                 Choice::Prompt(project.plan_extension(text), Instant::now())
             }
             Extension::Ready(_) | Extension::Pending(..) if extending => Choice::Later,
-            Extension::None if extending && project.may_extend() => Choice::Later,
+            Extension::None if extending && can.write && project.may_extend() => Choice::Later,
             _ => Choice::Nothing,
         })
     }
@@ -399,7 +407,8 @@ impl Rollouts {
         let has_seed = project.next_seed < project.seeds.len();
         let loops = self.switches.looping && !project.seeds.is_empty() && !project.single_clip;
         let extends = self.switches.extending && matches!(project.extension, Extension::Ready(_));
-        let has_prompt = has_seed || loops || extends;
+        let is_screened = project.unscreened(self.can.filter).is_none();
+        let has_prompt = ((has_seed || loops) && is_screened) || extends;
         !self.paused && project.waiting.is_empty() && has_prompt
     }
 
@@ -435,6 +444,7 @@ impl Rollouts {
     pub(crate) fn is_preparing(&self) -> bool {
         self.project.as_ref().is_some_and(|project| {
             project.rewrite.is_some()
+                || project.screening.is_some()
                 || project.waiting.iter().any(WaitingPrompt::is_pending)
                 || matches!(project.extension, Extension::Pending(..))
         })

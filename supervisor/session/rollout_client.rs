@@ -1,17 +1,16 @@
 //! Handles what a client asks of its open session that makes rollouts.
 
 use fastvideo_proto::job::ErrorCode;
-use serde_json::{Map, Value};
 use tokio::task::JoinSet;
 
 use super::ending::NotOpened;
 use super::event::SessionEvent;
-use super::handshake::{check_image, check_seed_prompts};
+use super::handshake::{check_image, check_preset, check_seed_prompts, check_style};
 use super::live::LiveSession;
 use super::playback::Playback;
 use super::request::check_prompt;
 use super::rollout::Said;
-use super::rollout::command::RolloutCommand;
+use super::rollout::command::{GivenImage, RolloutCommand};
 use super::rollout_director::RolloutDirector;
 use crate::init_image::InitImage;
 
@@ -49,10 +48,8 @@ impl LiveSession {
             let message = "the server is going away and makes nothing new";
             return self.error(None, ErrorCode::SessionRejected, message, true);
         }
-        if matches!(
-            command,
-            RolloutCommand::Append(_) | RolloutCommand::MakeClip(..)
-        ) && let Err(retry_after) = self.grant.count_request()
+        if is_work(&command)
+            && let Err(retry_after) = self.grant.count_request()
         {
             let request = None;
             return self.emit(SessionEvent::RateLimited {
@@ -60,26 +57,16 @@ impl LiveSession {
                 retry_after,
             });
         }
-        let Some(image) = take_image(&mut command) else {
-            return self.obey_checked(command);
-        };
-        let begins = |director: &mut RolloutDirector| director.accepts_image_of(&command);
-        if !self.director.rollouts_mut().is_some_and(begins) {
-            return self.obey_checked(command);
-        }
-        match image {
+        match take_image(&mut command) {
             Some(image) => self.check_image_of(command, image),
-            None => {
-                self.image = None;
-                self.obey_checked(command);
-            }
+            None => self.obey_checked(command, None),
         }
     }
 
-    fn obey_checked(&mut self, command: RolloutCommand) {
+    fn obey_checked(&mut self, command: RolloutCommand, image: Option<InitImage>) {
         let limit = self.limits().max_waiting_requests;
         if let Some(director) = self.director.rollouts_mut() {
-            director.obey(command, limit);
+            director.obey(command, image, limit);
         }
         self.do_said();
     }
@@ -93,8 +80,12 @@ impl LiveSession {
         match command {
             RolloutCommand::BeginProject(setup, _) => check_seed_prompts(setup, &limits),
             RolloutCommand::Append(prompt) => check("prompt", &prompt.text),
-            RolloutCommand::MakeClip(clip, _) => check("prompt", &clip.prompt.text),
+            RolloutCommand::MakeClip(clip, _) => {
+                check_preset(&clip.preset)?;
+                check("prompt", &clip.prompt.text)
+            }
             RolloutCommand::Rewrite(ask) => {
+                check_style(&ask.style)?;
                 if !ask.instruction.is_empty() {
                     check("rewrite_instruction", &ask.instruction)?;
                 }
@@ -113,10 +104,15 @@ impl LiveSession {
         }
     }
 
-    fn check_image_of(&mut self, command: RolloutCommand, image: Map<String, Value>) {
+    fn check_image_of(&mut self, command: RolloutCommand, image: GivenImage) {
         let config = self.config.clone();
         let mut check = JoinSet::new();
-        check.spawn(async move { check_image(image, &config).await });
+        check.spawn(async move {
+            let GivenImage { object, share } = image;
+            let checked = check_image(object, &config).await;
+            drop(share);
+            checked
+        });
         self.image_check = Some(Box::new(ImageCheck { check, command }));
     }
 
@@ -126,10 +122,7 @@ impl LiveSession {
             return;
         };
         match checked {
-            Ok(image) => {
-                self.image = image;
-                self.obey_checked(check.command);
-            }
+            Ok(image) => self.obey_checked(check.command, image),
             Err(NotOpened::Refused { message, .. }) => self.refuse(None, message),
             Err(NotOpened::Unavailable(why) | NotOpened::Internal(why)) => {
                 self.error(None, ErrorCode::InternalError, why, true);
@@ -148,10 +141,11 @@ impl LiveSession {
         }
     }
 
-    /// Cancels the running segment if nobody wants it any more and the client has nothing of it.
+    /// Cancels the current segment if nobody wants it any more, and the client has nothing of it or would have to wait for a
+    /// worker for the rest.
     pub(super) fn cancel_in_vain(&mut self) {
         if let Some(segment) = &mut self.segment
-            && segment.kept == 0
+            && (segment.kept == 0 || segment.run.waits_for_worker())
             && !segment.run.is_cancelled()
             && self.director.is_running_in_vain()
             && segment.run.cancel()
@@ -160,10 +154,22 @@ impl LiveSession {
         }
     }
 
+    /// Returns whether the current segment was cancelled since nobody wants it: what comes of it nevertheless is not for the client.
+    pub(super) fn is_unwanted(&self) -> bool {
+        let segment = self.segment.as_ref();
+        segment.is_some_and(|segment| segment.kept == 0 && segment.run.is_cancelled())
+            && self.director.is_running_in_vain()
+    }
+
     /// Forgets what the session has made: its next segment is the first one, on the same worker.
     fn begin_anew(&mut self) {
         if self.state.take().is_some() {
             self.binding.forget_state();
+        }
+        if let Some(image) =
+            (self.director.rollouts_mut()).and_then(RolloutDirector::take_next_image)
+        {
+            self.image = image;
         }
         self.start_frame = 0;
         self.playback = Playback::default();
@@ -176,12 +182,21 @@ impl LiveSession {
 /// Number of prompts that may be rewritten at once.
 const MAX_WINDOW: usize = 256;
 
-/// Takes the image, or that there is none, out of a command that replaces it; `None` for all others.
-fn take_image(command: &mut RolloutCommand) -> Option<Option<Map<String, Value>>> {
+/// Returns whether a command makes the server work.
+fn is_work(command: &RolloutCommand) -> bool {
+    matches!(
+        command,
+        RolloutCommand::BeginProject(..)
+            | RolloutCommand::Rewrite(_)
+            | RolloutCommand::Append(_)
+            | RolloutCommand::MakeClip(..)
+    )
+}
+
+/// Takes the image out of a command.
+fn take_image(command: &mut RolloutCommand) -> Option<GivenImage> {
     match command {
-        RolloutCommand::BeginProject(_, image) | RolloutCommand::MakeClip(_, image) => {
-            Some(image.take())
-        }
+        RolloutCommand::BeginProject(_, image) | RolloutCommand::MakeClip(_, image) => image.take(),
         _ => None,
     }
 }

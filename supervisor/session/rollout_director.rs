@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fastvideo_proto::job::PromptSource;
 use tokio::time::Instant;
 
 use super::Config;
@@ -11,8 +12,10 @@ use super::playlist::PlannedSegment;
 use super::prompt_draft::PreparedDraft;
 use super::prompt_tasks::{PromptTaskEnd, PromptTaskResult, PromptTasks};
 use super::rollout::command::{ProjectSetup, RewriteStyle, RolloutCommand};
+use super::rollout::rewriting::RewriteEnd;
 use super::rollout::{Rollouts, Said};
 use crate::backoff::Backoff;
+use crate::init_image::InitImage;
 use crate::prompt::{Blocked, GenerateError, GeneratedPrompt, PreparedPrompt, Prompts};
 
 /// The first and the longest pause before a segment that has failed is tried again.
@@ -29,8 +32,10 @@ pub(super) struct RolloutDirector {
     rollouts: Rollouts,
     tasks: PromptTasks,
     prompts: Prompts,
-    /// What the client has asked for before there was a worker; `None` once there is one.
-    early: Option<Vec<RolloutCommand>>,
+    /// What the client has asked for before there was a worker, with its images; `None` once there is one.
+    early: Option<Vec<(RolloutCommand, Option<InitImage>)>>,
+    /// What the rollouts begin with from the next one on: an image or none.
+    next_image: Option<Option<InitImage>>,
     /// How often the running segment was tried again, and the next pause.
     retries: u32,
     backoff: Backoff,
@@ -51,16 +56,17 @@ impl RolloutDirector {
             tasks,
             prompts,
             early: Some(Vec::new()),
+            next_image: None,
             retries: 0,
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
         }
     }
 
-    /// Obeys a client. Images were taken out of the command, and prompts were checked; at most `limit` wait.
-    pub(super) fn obey(&mut self, command: RolloutCommand, limit: usize) {
+    /// Obeys a client. The image was taken out of the command, and prompts were checked; at most `limit` wait.
+    pub(super) fn obey(&mut self, command: RolloutCommand, image: Option<InitImage>, limit: usize) {
         if let Some(early) = &mut self.early {
             match early.len() < MAX_EARLY {
-                true => early.push(command),
+                true => early.push((command, image)),
                 false => self.rollouts.refuse("wait for a GPU first"),
             }
             return;
@@ -70,7 +76,9 @@ impl RolloutDirector {
         match command {
             RolloutCommand::BeginProject(mut setup, _) => {
                 choose_model(&mut setup.style, &self.prompts);
-                rollouts.begin_another(*setup);
+                if rollouts.begin_another(*setup) {
+                    self.next_image = Some(image);
+                }
             }
             RolloutCommand::EndProject => rollouts.end_project(),
             RolloutCommand::Rewrite(mut ask) => {
@@ -78,7 +86,11 @@ impl RolloutDirector {
                 rollouts.rewrite(*ask);
             }
             RolloutCommand::Append(prompt) => rollouts.append(prompt, limit),
-            RolloutCommand::MakeClip(clip, _) => rollouts.make_clip(*clip),
+            RolloutCommand::MakeClip(clip, _) => {
+                if rollouts.make_clip(*clip) && image.is_some() {
+                    self.next_image = Some(image);
+                }
+            }
             RolloutCommand::SetEnhancing(on) => rollouts.set_enhancing(on),
             RolloutCommand::SetExtending(on) => rollouts.set_extending(on),
             RolloutCommand::SetLooping(on) => rollouts.set_looping(on),
@@ -96,12 +108,9 @@ impl RolloutDirector {
         }
     }
 
-    /// Returns whether a command that brings an image is not refused now.
-    pub(super) fn accepts_image_of(&self, command: &RolloutCommand) -> bool {
-        match command {
-            RolloutCommand::BeginProject(..) => self.rollouts.is_idle(),
-            _ => self.rollouts.has_project(),
-        }
+    /// Takes what the rollouts begin with from now on, if it is something else than before.
+    pub(super) fn take_next_image(&mut self) -> Option<Option<InitImage>> {
+        self.next_image.take()
     }
 
     fn follow_abilities(&mut self) {
@@ -141,12 +150,8 @@ impl RolloutDirector {
             }
             Err(blocked) => {
                 self.rollouts.remove(task);
-                return Some(SessionEvent::PromptBlocked {
-                    request: None,
-                    prompt: self.prompts.logs_unscreened().then_some(prompt),
-                    source: None,
-                    blocked,
-                });
+                let prompt = self.prompts.logs_unscreened().then_some(prompt);
+                return Some(prompt_blocked(prompt, None, blocked));
             }
         };
         self.rollouts.prepared(task, draft, failure);
@@ -165,7 +170,13 @@ impl RolloutDirector {
             }
             Err(why) => {
                 self.rollouts.extended(task, Err(why.to_string()));
-                None
+                match why {
+                    GenerateError::Blocked(blocked) => {
+                        let source = Some(PromptSource::AutoExtension);
+                        Some(prompt_blocked(None, source, blocked))
+                    }
+                    GenerateError::Failed(_) => None,
+                }
             }
         }
     }
@@ -187,8 +198,9 @@ impl Director for RolloutDirector {
     fn bound(&mut self, limit: usize) {
         self.follow_default_model();
         self.rollouts.begin();
-        for command in self.early.take().into_iter().flatten() {
-            self.obey(command, limit);
+        for (command, image) in self.early.take().into_iter().flatten() {
+            self.obey(command, image, limit);
+            self.rollouts.at_boundary();
         }
     }
 
@@ -241,6 +253,7 @@ impl Director for RolloutDirector {
             PromptTaskResult::Prepared { task, .. }
             | PromptTaskResult::Extended { task, .. }
             | PromptTaskResult::RolloutWritten { task, .. }
+            | PromptTaskResult::SeedsScreened { task, .. }
                 if !self.rollouts.awaits(task) =>
             {
                 None
@@ -251,9 +264,22 @@ impl Director for RolloutDirector {
                 result,
             } => self.prepared(task, prompt, result),
             PromptTaskResult::Extended { task, result, .. } => self.extended(task, result),
-            PromptTaskResult::RolloutWritten { task, end, latency } => {
+            PromptTaskResult::RolloutWritten {
+                task,
+                result,
+                latency,
+            } => {
+                let (end, blocked) = match result {
+                    Ok((by, prompts)) => (RewriteEnd::Written(by, prompts), None),
+                    Err(blocked) => (RewriteEnd::Blocked(blocked.to_string()), Some(blocked)),
+                };
                 self.rollouts.rewritten(task, end, latency);
-                None
+                blocked.map(|blocked| prompt_blocked(None, None, blocked))
+            }
+            PromptTaskResult::SeedsScreened { task, result } => {
+                self.rollouts.screened(task, result.is_ok());
+                let blocked = result.err();
+                blocked.map(|blocked| prompt_blocked(None, None, blocked))
             }
             PromptTaskResult::Rewritten { .. } => None,
             PromptTaskResult::Lost { task } => {
@@ -315,6 +341,19 @@ impl Director for RolloutDirector {
 
     fn segment_idx(&self) -> u32 {
         self.rollouts.segment_idx()
+    }
+}
+
+fn prompt_blocked(
+    prompt: Option<String>,
+    source: Option<PromptSource>,
+    blocked: Blocked,
+) -> SessionEvent {
+    SessionEvent::PromptBlocked {
+        request: None,
+        prompt,
+        source,
+        blocked,
     }
 }
 

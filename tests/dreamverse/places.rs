@@ -1,6 +1,8 @@
 //! Places: waiting for one, losing one, and having none.
 
+use futures_util::StreamExt;
 use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use ureq::http::Request;
 
 use super::*;
@@ -42,10 +44,13 @@ async fn what_is_asked_for_in_line_is_done_once_there_is_a_place() {
     let first = live(&server, &["one"; 6]).await;
     let mut client = open(&server, json!({"curated_prompts": ["two"]})).await;
     assert_eq!(client.expect("queue_status").await["position"], 1);
-    for n in 0..16 {
+    for n in 0..8 {
         let id = format!("p{n}");
         client
             .send(json!({"type": "append_prompt", "prompt": "three", "prompt_id": id}))
+            .await;
+        client
+            .send(json!({"type": "set_auto_extension", "enabled": true}))
             .await;
     }
     client
@@ -57,12 +62,16 @@ async fn what_is_asked_for_in_line_is_done_once_there_is_a_place() {
         "{error}"
     );
     drop(first);
-    for n in 0..16 {
+    for n in 0..8 {
         let received = client.until_type("prompt_received").await;
         assert_eq!(received["prompt_id"], format!("p{n}"));
     }
     let rollout = take_until(&mut client, "ltx2_stream_complete").await;
-    assert_eq!(rollout.prompts, ["three"; 6]);
+    assert_eq!(
+        rollout.prompts[0], "two",
+        "the first seed prompt comes first"
+    );
+    assert_eq!(rollout.prompts[1..], ["three"; 5]);
 }
 
 #[tokio::test]
@@ -322,4 +331,102 @@ async fn where_keys_are_asked_for_it_is_closed_unless_a_tenant_has_guests() {
     }
     // A guest gets nothing else.
     assert_eq!(server.get("/v1/sessions").await.0, 401);
+}
+
+#[tokio::test]
+async fn who_shows_a_wrong_key_or_comes_from_another_site_is_no_guest() {
+    let keys = Keys::new();
+    let server = keys.serve(&["--streaming.dreamverse.tenant=acme"]);
+    let connect = async |name: &'static str, value: &str| {
+        let mut request = format!("ws://{}/ws", server.address)
+            .into_client_request()
+            .unwrap();
+        request.headers_mut().insert(name, value.parse().unwrap());
+        tokio_tungstenite::connect_async(request).await
+    };
+    let foreign = connect("origin", "https://elsewhere.example").await;
+    let Err(WsError::Http(answer)) = foreign else {
+        panic!("{:?}", foreign.map(|_| ()));
+    };
+    assert_eq!(answer.status(), 403);
+    connect("origin", &format!("http://{}", server.address))
+        .await
+        .expect("the server's own pages may");
+    let wrong = format!("Bearer {}", key("nobody"));
+    let (mut socket, _) = connect("authorization", &wrong).await.unwrap();
+    let told = socket.next().await.unwrap().unwrap();
+    assert!(told.to_text().unwrap().contains("error"), "{told}");
+    let closed = socket.next().await.unwrap().unwrap();
+    assert!(closed.is_close(), "{closed}");
+}
+
+#[tokio::test]
+async fn a_drain_begins_no_rollout_and_completes_none_before_the_end() {
+    let mut server = Server::start(SLOW);
+    let mut client = live(&server, &["one", "two"]).await;
+    client.until_type("media_init").await;
+    client
+        .send(json!({"type": "rewrite_seed_prompts", "rewrite_instruction": "at night"}))
+        .await;
+    client.until_type("rewrite_seed_prompts_complete").await;
+    server.signal(Signal::SIGTERM);
+    let kinds = kinds_until(&mut client, "session_timeout").await;
+    for kind in ["ltx2_stream_start", "ltx2_stream_complete"] {
+        assert!(!kinds.contains(&kind.to_owned()), "{kinds:?}");
+    }
+    assert!(server.exit().await.success());
+}
+
+#[tokio::test]
+async fn who_is_held_is_let_go_by_a_drain() {
+    let mut server = Server::start(&with(&["--streaming.limits.max_sessions", "1"]));
+    let first = live(&server, &["one"]).await;
+    let mut held = server.connect_to("/ws").await;
+    held.until_type("error").await;
+    drop(first);
+    server.sessions(0).await;
+    server.signal(Signal::SIGTERM);
+    assert_eq!(held.next().await, Heard::Closed(Some(1001)));
+    assert!(server.exit().await.success());
+}
+
+#[tokio::test]
+async fn without_a_worker_a_client_hears_one_reason_and_is_held() {
+    let server = Server::start(&[
+        "--gpus=1",
+        "--worker-bin=/bin/false",
+        "--streaming.pool.quarantine_after=1",
+    ]);
+    server
+        .gpu_until(0, "it is given up", |gpu| gpu["state"] == "quarantined")
+        .await;
+    let mut client = open(&server, json!({"curated_prompts": ["one"]})).await;
+    let error = client.until_type("error").await;
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("replica unavailable"), "{error}");
+    silent(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_project_can_be_replaced_in_line() {
+    let server = Server::start(&with(&["--streaming.pool.sessions_per_gpu", "1"]));
+    let first = live(&server, &["one"; 6]).await;
+    let mut client = open(&server, json!({"curated_prompts": ["two"]})).await;
+    assert_eq!(client.expect("queue_status").await["position"], 1);
+    client
+        .send(json!({"type": "end_project_keep_session"}))
+        .await;
+    client
+        .send(json!({"type": "project_init_v1", "curated_prompts": ["three"]}))
+        .await;
+    // The last one is one too many, and says that the others were heard.
+    for _ in 0..15 {
+        client
+            .send(json!({"type": "set_loop_generation", "enabled": false}))
+            .await;
+    }
+    client.expect("error").await;
+    drop(first);
+    let rollout = take_until(&mut client, "prompt_sources_blocked").await;
+    assert_eq!(rollout.prompts, ["three"]);
 }

@@ -474,3 +474,43 @@ async fn garbage_is_an_error_and_ends_nothing() {
     client.until_type("error").await;
     assert_eq!(client.next().await, Heard::Closed(Some(1008)));
 }
+
+#[tokio::test]
+async fn a_rollout_that_replaces_another_one_has_all_its_segments() {
+    let server = Server::start(SLOW);
+    let mut client = live(&server, &["one"; 6]).await;
+    client.until_type("media_init").await;
+    client
+        .send(json!({"type": "rewrite_seed_prompts", "prompt_window_prompts": vec!["two"; 6]}))
+        .await;
+    client.until_type("seed_prompts_reset_applied").await;
+    let rollout = take_until(&mut client, "ltx2_stream_complete").await;
+    assert_eq!(rollout.prompts, ["two"; 6]);
+}
+
+#[tokio::test]
+async fn texts_that_are_too_long_are_refused_by_name() {
+    let server = Server::start(ONE_GPU);
+    for (field, length) in [
+        ("preset_id", 201),
+        ("preset_label", 201),
+        ("rewrite_user_system_prompt", 65537),
+    ] {
+        let text = "x".repeat(length);
+        let mut client = open(&server, json!({field: text, "curated_prompts": ["one"]})).await;
+        let error = client.until_type("error").await;
+        assert!(
+            error["message"].as_str().unwrap().contains(field),
+            "{error}"
+        );
+        assert_eq!(client.next().await, Heard::Closed(Some(1003)));
+    }
+    let mut client = live(&server, &["one"]).await;
+    let text = "x".repeat(65537);
+    client
+        .send(json!({"type": "rewrite_seed_prompts", "rewrite_window_system_prompt": text}))
+        .await;
+    let error = client.until_type("error").await;
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("rewrite_window_system_prompt"), "{error}");
+}

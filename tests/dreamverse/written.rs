@@ -236,3 +236,75 @@ async fn a_blocked_text_leaves_the_project_and_the_next_one_begins_it() {
         "blocked prompts are not logged"
     );
 }
+
+#[tokio::test]
+async fn prompts_of_a_later_project_and_of_a_single_clip_are_screened_too() {
+    let classifier = Classifier::train();
+    let flags = safety::with(&classifier.path);
+    let server = Server::start(&[ONE_GPU, &flags.each_ref().map(String::as_str)].concat());
+    let mut clip = open(
+        &server,
+        json!({"single_clip_mode": true, "initial_rollout_prompt": HARMFUL}),
+    )
+    .await;
+    clip.until_type("error").await;
+    assert_eq!(clip.next().await, Heard::Closed(Some(1008)));
+
+    let mut client = live(&server, &[HARMLESS]).await;
+    take_until(&mut client, "prompt_sources_blocked").await;
+    for project in [
+        json!({"curated_prompts": [HARMLESS, HARMFUL]}),
+        json!({"single_clip_mode": true, "initial_rollout_prompt": HARMFUL}),
+    ] {
+        client
+            .send(json!({"type": "end_project_keep_session"}))
+            .await;
+        client.until_type("project_idle").await;
+        let mut opening = json!({"type": "project_init_v1"});
+        crate::harness::merge(&mut opening, project);
+        client.send(opening).await;
+        let kinds = kinds_until(&mut client, "error").await;
+        assert_eq!(
+            kinds,
+            [
+                "ltx2_stream_start",
+                "seed_prompts_reset_applied",
+                "ltx2_stream_complete",
+                "error"
+            ]
+        );
+    }
+    client
+        .send(json!({"type": "rewrite_seed_prompts", "rewrite_instruction": HARMLESS, "prompt_window_prompts": [HARMLESS]}))
+        .await;
+    client.until_type("ltx2_segment_start").await;
+    assert!(
+        !server.log().contains(HARMFUL),
+        "blocked prompts are not logged"
+    );
+}
+
+#[tokio::test]
+async fn answers_that_a_client_has_spoilt_do_not_make_the_model_rest() {
+    let provider = Provider::start(|before, _| match before {
+        0..8 => Reply::Say("no".to_owned()),
+        _ => Reply::Say(rollout(&["x"; 6])),
+    })
+    .await;
+    let server = serve(&provider, &[]);
+    let mut client = open(
+        &server,
+        json!({"curated_prompts": vec!["a"; 6], "enhancement_enabled": false}),
+    )
+    .await;
+    client.until_type("ltx2_stream_complete").await;
+    for _ in 0..8 {
+        client.send(json!({"type": "rewrite_seed_prompts", "rewrite_instruction": "b", "rewrite_window_system_prompt": "Say no."})).await;
+        assert_eq!(rewritten(&mut client).await.1["fallback_used"], true);
+        client.until_type("ltx2_stream_complete").await;
+    }
+    client
+        .send(json!({"type": "rewrite_seed_prompts", "rewrite_instruction": "c"}))
+        .await;
+    assert_eq!(rewritten(&mut client).await.1["fallback_used"], false);
+}

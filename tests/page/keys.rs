@@ -86,3 +86,22 @@ async fn shots_are_written_once_the_viewer_has_typed_the_key() {
         "nobody asked for a session"
     );
 }
+
+#[tokio::test]
+async fn a_story_plays_once_the_viewer_has_typed_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    let key = new_key(&file).await;
+    let keys_file = format!("--server.auth.keys_file={}", file.display());
+    let server = Server::start(&[&keys_file, "--default_request.sampling.num_frames=9"]);
+    let page = Browser::open(&server).await;
+    page.click("#stories li:first-child button").await;
+    page.until(
+        "the page asks for a key",
+        "document.activeElement.id === 'key' && fastvideo.phase === 'closed'",
+    )
+    .await;
+    page.keys("#key", &key).await;
+    page.keys("#key", browser::ENTER).await;
+    page.until_state("segment-5", "done").await;
+}

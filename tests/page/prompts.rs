@@ -83,7 +83,9 @@ async fn variants_are_suggested_and_loop_when_applied() {
 #[tokio::test]
 async fn a_model_that_fails_is_told_and_the_prompt_runs_as_it_was() {
     let provider = Provider::always(|| Reply::Status(500)).await;
-    let server = start(&provider, &["--streaming.prompt.breaker_failures=1"]);
+    // The notice is there until the segment is done.
+    let slow = "--generator.synthetic.step_ms=250";
+    let server = start(&provider, &["--streaming.prompt.breaker_failures=1", slow]);
     let page = Browser::open(&server).await;
     page.click("label:has(#t-enhancement)").await;
     page.prompt(FOX).await;

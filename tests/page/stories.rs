@@ -122,3 +122,29 @@ async fn a_story_that_does_not_fit_begins_a_session_when_the_viewer_agrees() {
     .await;
     page.has_no_complaints().await;
 }
+
+#[tokio::test]
+async fn what_was_written_by_hand_is_not_thrown_away_without_a_question() {
+    let server = Server::start(SHORT);
+    let page = Browser::open(&server).await;
+    page.keys("#prompt", FOX).await;
+    page.click("#write-shots").await;
+    page.until_says("#shots-count", "6 shots").await;
+    page.keys("[data-testid=shot-0] textarea", " runs").await;
+    page.click("[data-testid=shot-0] [aria-label^='Move down']")
+        .await;
+    let focused = page.get("document.activeElement.ariaLabel").await;
+    assert_eq!(focused, "Move down shot 2");
+    page.click("#story-close").await;
+    page.until_says("#story-sure", "goes away").await;
+    page.click("#story-sure-no").await;
+    assert_eq!(page.get(SHOTS).await[1], format!("{FOX} runs"));
+    page.click("#story-close").await;
+    page.click("#story-sure-yes").await;
+    page.until(
+        "the storyboard is closed",
+        "document.querySelector('#storyboard').hidden",
+    )
+    .await;
+    page.has_no_complaints().await;
+}

@@ -90,7 +90,10 @@ pub(super) fn ended(ended: &Ended, was_bound: bool, out: &mut Rendered) {
         EndCause::SlowClient => out.close(close_code::RULE_BROKEN, "too slow"),
         EndCause::RuleBroken => out.close(close_code::RULE_BROKEN, "binary message"),
         EndCause::StateRefused => out.close(close_code::INTERNAL, "state_incompatible"),
-        EndCause::Unauthorized => out.close(close_code::RULE_BROKEN, "unauthorized"),
+        EndCause::Unauthorized => {
+            error("the key that opened the session is not valid any more", out);
+            out.close(close_code::RULE_BROKEN, "unauthorized");
+        }
         EndCause::LeaseLost => {
             timeout("The session was ended by the operator.", out);
             out.close(close_code::NORMAL, "session_lost");

@@ -11,8 +11,8 @@ use super::image;
 use crate::dialect::Parser;
 use crate::session::command::{MessageInfo, OpenSession, Protocol, RolloutOpening};
 use crate::session::rollout::command::{
-    Clip, PresetName, ProjectSetup, ProjectSwitches, RewriteAsk, RewriteStyle, RolloutCommand,
-    UserPrompt,
+    Clip, GivenImage, PresetName, ProjectSetup, ProjectSwitches, RewriteAsk, RewriteStyle,
+    RolloutCommand, UserPrompt,
 };
 use crate::session::{Inbound, SessionCommand};
 
@@ -100,7 +100,7 @@ fn next(text: &str) -> Inbound {
 fn command(message: ClientMessage) -> Result<SessionCommand, String> {
     let command = match message {
         ClientMessage::ProjectInit(mut opening) => {
-            let image = image::read(opening.initial_image.take())?;
+            let image = given_image(opening.initial_image.take())?;
             RolloutCommand::BeginProject(Box::new(setup(*opening)), image)
         }
         ClientMessage::EndProject => RolloutCommand::EndProject,
@@ -122,7 +122,7 @@ fn command(message: ClientMessage) -> Result<SessionCommand, String> {
                 enhance: enhancement_enabled.unwrap_or(true),
                 preset: preset(preset_id, preset_label),
             };
-            RolloutCommand::MakeClip(Box::new(clip), image::read(initial_image)?)
+            RolloutCommand::MakeClip(Box::new(clip), given_image(initial_image)?)
         }
         ClientMessage::SetEnhancement(to) => RolloutCommand::SetEnhancing(to.enabled),
         ClientMessage::SetAutoExtension(to) => RolloutCommand::SetExtending(to.enabled),
@@ -139,6 +139,14 @@ fn command(message: ClientMessage) -> Result<SessionCommand, String> {
         ClientMessage::Leave => return Ok(SessionCommand::Leave),
     };
     Ok(SessionCommand::Rollout(command))
+}
+
+fn given_image(image: Option<InitialImage>) -> Result<Option<GivenImage>, String> {
+    let object = image::read(image)?;
+    Ok(object.map(|object| GivenImage {
+        object,
+        ..GivenImage::default()
+    }))
 }
 
 fn open(mut opening: Opening) -> Result<OpenSession, String> {

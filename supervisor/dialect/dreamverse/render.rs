@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastvideo_proto::dreamverse::{ServerMessage, StepLatency};
-use fastvideo_proto::job::MediaKind;
+use fastvideo_proto::job::{MediaKind, PromptSource};
 
 use super::close;
 use crate::dialect::{Rendered, Renderer, Wire};
@@ -90,6 +90,11 @@ impl DreamverseRenderer {
                 close::error(message, out);
             }
             SessionEvent::MediaVoid { at, .. } => self.media_void(at),
+            // The client is told that there is no extension.
+            SessionEvent::PromptBlocked {
+                source: Some(PromptSource::AutoExtension),
+                ..
+            } => {}
             SessionEvent::PromptBlocked { blocked, .. } => close::error(blocked.to_string(), out),
             SessionEvent::Error { message, .. } => close::error(message, out),
             SessionEvent::RateLimited { retry_after, .. } => {

@@ -48,7 +48,7 @@ impl DetailError {
 
     fn code(&self) -> &'static str {
         match self.status {
-            StatusCode::BAD_REQUEST => "invalid_body",
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => "invalid_body",
             StatusCode::FORBIDDEN => "forbidden",
             StatusCode::CONFLICT => "conflict",
             _ => "internal_error",

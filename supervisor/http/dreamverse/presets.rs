@@ -54,6 +54,8 @@ pub(super) enum PresetsError {
 enum NotAppended {
     #[error("there is a preset with the id `{0}` already")]
     Taken(String),
+    #[error("the file would have more than {MAX_BYTES} bytes")]
+    Full,
     #[error(transparent)]
     File(#[from] PresetsError),
     #[error("{path} cannot be written")]
@@ -154,6 +156,7 @@ impl From<NotAppended> for DetailError {
     fn from(why: NotAppended) -> Self {
         let status = match why {
             NotAppended::Taken(_) => StatusCode::CONFLICT,
+            NotAppended::Full => StatusCode::PAYLOAD_TOO_LARGE,
             NotAppended::File(_) | NotAppended::Unwritable { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -220,7 +223,11 @@ impl PresetsFile {
         }
         raw.push(json!(preset));
         let count = raw.len();
-        let written = write(path, &raw);
+        let text = format!("{:#}\n", Value::Array(raw));
+        if text.len() as u64 > MAX_BYTES {
+            return Err(NotAppended::Full);
+        }
+        let written = write(path, &text);
         written.map_err(|source| NotAppended::Unwritable {
             path: shown(path),
             source,
@@ -230,12 +237,11 @@ impl PresetsFile {
 }
 
 /// Replaces a file, or what it is a link to, at once. Its mode stays.
-fn write(path: &Path, presets: &[Value]) -> io::Result<()> {
+fn write(path: &Path, text: &str) -> io::Result<()> {
     let path = path.canonicalize()?;
     let folder = path.parent().unwrap_or(Path::new("/"));
     let mut file = NamedTempFile::new_in(folder)?;
-    serde_json::to_writer_pretty(&mut file, presets)?;
-    file.write_all(b"\n")?;
+    file.write_all(text.as_bytes())?;
     let mode = fs::metadata(&path)?.permissions();
     file.as_file().set_permissions(mode)?;
     file.as_file().sync_all()?;

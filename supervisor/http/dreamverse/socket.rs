@@ -33,7 +33,7 @@ pub(in crate::http) async fn upgrade(
         time_limit: config.session,
     };
     let admitted = match (caller, &config.tenant) {
-        (Err(_), Some(tenant)) => Ok(Caller::guest(tenant.clone())),
+        (Err(why), Some(tenant)) if why.is_without_key => Ok(Caller::guest(tenant.clone())),
         (caller, _) => caller.map_err(NotAdmitted::from),
     };
     if let Ok(caller) = &admitted

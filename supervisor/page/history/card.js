@@ -2,7 +2,7 @@
 
 import { facts, icon, make, mark, say, saveFrom, set } from '../dom.js';
 import { sentence } from '../format.js';
-import { canGoOn, continueWords, recordFacts } from './history_words.js';
+import { canGoOn, continueWords, lackWords, recordFacts } from './history_words.js';
 import { nameOf } from './replay.js';
 
 /**
@@ -10,6 +10,7 @@ import { nameOf } from './replay.js';
  *
  * @typedef {object} Hooks
  * @property {(record: HistoryRecord) => Promise<string>} source  returns the address of the film
+ * @property {(video: HTMLVideoElement) => void} watched  is called when the film is about to play, so that no other one does
  * @property {(record: HistoryRecord) => Promise<void>} goOn
  * @property {(record: HistoryRecord) => Promise<void>} remove
  */
@@ -19,25 +20,27 @@ export class HistoryCard {
   constructor(record, hooks) {
     this.hooks = hooks;
     this.record = record;
-    this.video = null;
+    /** @type {?HTMLVideoElement} */
+    this.video = null; // while the film is watched, or fetched for that
     this.thumbnail = null;
-    this.addresses = [];
     this.root = make('li', 'job past');
     this.root.dataset.testid = `past-${record.id}`;
     this.picture = make('div', 'job-picture');
-    this.play = this.button('Play', () => this.watch());
+    this.play = this.button('Play', () => this.run(() => this.watch()));
     this.play.className = 'job-play';
     this.play.replaceChildren(icon('play'));
     this.picture.append(this.play);
     this.date = make('p', 'job-state');
     this.words = make('p', 'job-prompt');
     this.line = make('div', 'facts-line');
+    this.lack = make('p', 'note');
     this.actions = make('div', 'row job-actions');
     this.goOn = this.button('Continue', () => this.run(() => hooks.goOn(this.record)));
+    this.download = this.button('Download', () => this.run(async () => saveFrom(await hooks.source(this.record), nameOf(this.record))));
     this.note = make('p', 'note');
     this.note.setAttribute('role', 'status');
     this.offer();
-    this.root.append(this.picture, this.date, this.words, this.line, this.actions, this.note);
+    this.root.append(this.picture, this.date, this.words, this.line, this.lack, this.actions, this.note);
     this.render(record);
   }
 
@@ -49,11 +52,16 @@ export class HistoryCard {
     say(this.words, first);
     set(this.words, { title: record.prompts.join('\n') });
     facts(this.line, recordFacts(record));
-    set(this.goOn, { disabled: !canGoOn(record, Date.now()), title: continueWords(record, Date.now()) });
+    const now = Date.now();
+    const goesOn = canGoOn(record, now);
+    set(this.goOn, { disabled: !goesOn, title: continueWords(record, now) });
+    say(this.lack, [lackWords(record), goesOn ? '' : continueWords(record, now)].filter(Boolean).join(' '));
+    set(this.play, { hidden: Boolean(this.video?.isConnected || record.isPictures) });
+    set(this.download, { disabled: Boolean(record.isPictures) });
     for (const button of this.root.querySelectorAll('button')) button.setAttribute('aria-label', `${button.dataset.words}: ${first}, ${date}`);
     if (record.thumbnail && !this.thumbnail) {
       this.thumbnail = make('img');
-      Object.assign(this.thumbnail, { alt: '', src: this.address(record.thumbnail) });
+      Object.assign(this.thumbnail, { alt: '', src: URL.createObjectURL(record.thumbnail) });
       this.picture.prepend(this.thumbnail);
     }
   }
@@ -67,11 +75,7 @@ export class HistoryCard {
   }
 
   offer() {
-    this.actions.replaceChildren(
-      this.goOn,
-      this.button('Download', () => this.run(async () => saveFrom(await this.source(), nameOf(this.record)))),
-      this.button('Delete', () => this.confirm()),
-    );
+    this.actions.replaceChildren(this.goOn, this.download, this.button('Delete', () => this.confirm()));
   }
 
   /** Asks for confirmation: what is deleted is gone. */
@@ -88,37 +92,41 @@ export class HistoryCard {
     no.focus();
   }
 
-  /** Plays the film in the place of the picture. */
-  watch() {
-    return this.run(async () => {
-      const video = make('video');
-      Object.assign(video, { controls: true, autoplay: true, playsInline: true, src: await this.source() });
-      video.setAttribute('aria-label', `Film: ${this.record.prompts[0]}`);
-      video.onerror = () => this.run(() => this.giveUp());
-      this.video = video;
-      this.picture.append(video);
-      set(this.play, { hidden: true });
-      video.focus();
-    });
+  /** Plays the film in the place of the picture, unless the card is left before it is there. */
+  async watch() {
+    if (this.video) return;
+    const video = this.video = make('video');
+    Object.assign(video, { controls: true, autoplay: true, playsInline: true });
+    video.setAttribute('aria-label', `Film: ${this.record.prompts[0]}`);
+    this.hooks.watched(video);
+    try {
+      const address = await this.hooks.source(this.record);
+      if (this.video !== video) return URL.revokeObjectURL(address);
+      video.src = address;
+    } catch (error) {
+      if (this.video === video) this.video = null;
+      throw error;
+    }
+    video.onerror = () => this.run(() => this.giveUp());
+    this.picture.append(video);
+    set(this.play, { hidden: true });
+    video.focus();
   }
 
   async giveUp() {
-    this.video?.remove();
-    this.video = null;
+    this.close();
     set(this.play, { hidden: false });
     throw new Error('the film cannot be played');
   }
 
-  async source() {
-    const address = await this.hooks.source(this.record);
-    if (address.startsWith('blob:')) this.addresses.push(address);
-    return address;
-  }
-
-  address(blob) {
-    const address = URL.createObjectURL(blob);
-    this.addresses.push(address);
-    return address;
+  /** Takes the film away, also one that is still fetched. */
+  close() {
+    const { video } = this;
+    this.video = null;
+    if (!video?.src) return;
+    video.onerror = null;
+    video.remove();
+    URL.revokeObjectURL(video.src);
   }
 
   /** Runs what a button asks for, and shows why it fails. */
@@ -131,13 +139,21 @@ export class HistoryCard {
     }
   }
 
+  /** Pauses the film. One that is still fetched does not begin. */
   pause() {
-    this.video?.pause();
+    if (this.video?.src) this.video.pause();
+    else this.video = null;
+  }
+
+  /** Sets the focus to the first thing that can be done. */
+  focus() {
+    [this.play, ...this.actions.children].find((button) => !button.hidden && !button.disabled)?.focus();
   }
 
   remove() {
-    this.pause();
+    this.video?.pause();
+    this.close();
     this.root.remove();
-    this.addresses.forEach((address) => URL.revokeObjectURL(address));
+    if (this.thumbnail) URL.revokeObjectURL(this.thumbnail.src);
   }
 }

@@ -92,7 +92,8 @@ export class HistoryDatabase {
     return new Promise((resolve, reject) => {
       const transaction = this.database.transaction(['sessions', 'media', 'states'], 'readwrite');
       transaction.oncomplete = () => resolve();
-      transaction.onabort = transaction.onerror = () => reject(transaction.error ?? new Error('the browser has not stored it'));
+      // The error of a request comes first, and the transaction does not tell yet what it is.
+      transaction.onabort = () => reject(transaction.error ?? new Error('the browser has not stored it'));
       run((name) => transaction.objectStore(name));
     });
   }

@@ -2,7 +2,7 @@
 // The texts of the history. This file has no access to the DOM.
 
 import { clock, mib, plural, span } from '../format.js';
-import { LIMITS, bytesOf, mayResume } from './record.js';
+import { LIMITS, bytesOf, isWhole, mayResume, segmentsOf } from './record.js';
 
 /** @typedef {import('./record.js').HistoryRecord} HistoryRecord */
 
@@ -11,7 +11,15 @@ export function continueWords(record, now) {
   if (mayResume(record, now)) {
     return record.resumableUntil === null ? 'Goes on where it was' : `Goes on where it was, for another ${span((record.resumableUntil - now) / 1000)}`;
   }
-  return record.stateBytes ? 'Goes on from its saved state' : 'Cannot go on: the server keeps it no more, and no state was saved';
+  return record.stateBytes ? 'Goes on from its saved state' : 'It cannot go on: the server does not keep it any more, and no state of it was saved.';
+}
+
+/** Tells what the browser lacks of a film; empty where it has all of it. @param {HistoryRecord} record */
+export function lackWords(record) {
+  if (record.isPictures) return 'JPEG frames are not kept as a film.';
+  if (isWhole(record)) return '';
+  const lack = `The film is incomplete: this browser has ${segmentsOf(record)} of ${plural(record.prompts.length, 'segment')}.`;
+  return record.token && record.hasFilm !== false ? `${lack} It is taken from the server while that has all of it.` : lack;
 }
 
 /** Tells whether a session can go on. @param {HistoryRecord} record @param {number} now */

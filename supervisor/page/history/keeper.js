@@ -1,7 +1,7 @@
 // @ts-check
 // Keeps the session of this page in the history while it goes on. What the browser does not keep is told once, and disturbs nothing.
 
-import { bytesOf, isUsable, LIMITS, newestFirst, renewed, summaryOf, surplus } from './record.js';
+import { bytesOf, gone, isSpent, isUsable, LIMITS, newestFirst, renewed, summaryOf, surplus } from './record.js';
 
 /**
  * @typedef {Pick<import('./database.js').HistoryDatabase, 'list' | 'change' | 'media' | 'state' | 'remove'>} Database
@@ -14,7 +14,7 @@ export class Keeper {
    * @param {Database} parts.database
    * @param {() => number} parts.now  milliseconds of Unix time
    * @param {() => boolean} parts.isOn  whether the user wants a history
-   * @param {(reason: 'full' | 'denied') => void} parts.failed  is called once when something could not be kept
+   * @param {(reason: 'full' | 'denied') => void} parts.failed  is called when something could not be kept, and again only after a success
    * @param {() => void} parts.changed
    * @param {{bytes: number, sessions: number}} [parts.limits]
    */
@@ -29,6 +29,8 @@ export class Keeper {
     this.seen = '';
     /** @type {Set<string>} */
     this.deleted = new Set(); // the sessions that the user has deleted while they went on
+    /** @type {Set<string>} */
+    this.gone = new Set(); // the sessions that the server does not have any more
     /** @type {Promise<void>} */
     this.work = Promise.resolve();
   }
@@ -40,7 +42,8 @@ export class Keeper {
     const key = JSON.stringify(summary);
     if (key === this.seen) return;
     this.seen = key;
-    this.store(summary.id, (record) => renewed(record, summary, this.now()));
+    const known = this.gone.has(summary.id) ? gone(summary) : summary;
+    this.store(summary.id, (record) => renewed(record, known, this.now()));
   }
 
   /** Keeps the media of a finished segment. @param {string} id @param {number} idx @param {{blob: ?Blob, initBytes: number}} media */
@@ -62,10 +65,27 @@ export class Keeper {
     if (this.keeps(id)) this.store(id, (record) => record && { ...record, thumbnail });
   }
 
-  /** Deletes sessions for good. @param {readonly string[]} ids */
-  remove(ids) {
+  /** Forgets the token of a session that the server does not have any more. @param {string} id */
+  forget(id) {
+    this.gone.add(id);
+    return this.run(() => this.database.change(id, (record) => record && gone(record)));
+  }
+
+  /** Forgets all tokens that are of no use any more. */
+  forgetSpent() {
+    return this.run(async () => {
+      for (const record of await this.database.list()) {
+        if (isSpent(record, this.now())) await this.database.change(record.id, () => gone(record));
+      }
+    });
+  }
+
+  /** Deletes sessions for good. Throws an error where the browser does not. @param {readonly string[]} ids */
+  async remove(ids) {
     ids.forEach((id) => this.deleted.add(id));
-    return this.run(() => this.database.remove(ids));
+    const removed = this.work.then(() => this.database.remove(ids));
+    this.work = removed.catch(() => {});
+    await removed;
   }
 
   /** @param {string} id */
@@ -81,15 +101,24 @@ export class Keeper {
   store(id, change, beside) {
     return this.run(async () => {
       if (!this.keeps(id)) return;
-      try {
-        await this.database.change(id, change, beside);
-      } catch (error) {
-        if (!isFull(error) || !await this.makeRoom(id)) throw error;
-        await this.database.change(id, change, beside);
-      }
+      await this.change(id, change, beside);
       const old = surplus(await this.database.list(), this.limits);
       if (old.length) await this.database.remove(old);
     });
+  }
+
+  /**
+   * Changes a record. Where the browser has no room, the oldest sessions are dropped until there is some, or none of them is left.
+   *
+   * @type {Database['change']}
+   */
+  async change(id, change, beside) {
+    try {
+      await this.database.change(id, change, beside);
+    } catch (error) {
+      if (!isFull(error) || !await this.makeRoom(id)) throw error;
+      await this.change(id, change, beside);
+    }
   }
 
   /** Drops the oldest session besides one. Returns whether there was any. @param {string} id */
@@ -101,7 +130,10 @@ export class Keeper {
 
   /** Runs one operation after the other. @param {() => Promise<void>} operation */
   run(operation) {
-    this.work = this.work.then(operation).then(() => this.changed(), (error) => {
+    this.work = this.work.then(operation).then(() => {
+      this.isFailing = false;
+      this.changed();
+    }, (error) => {
       if (!this.isFailing) this.failed(isFull(error) ? 'full' : 'denied');
       this.isFailing = true;
     });

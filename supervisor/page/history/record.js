@@ -13,7 +13,10 @@ const UNTOLD_MS = 300_000;
  *
  * @typedef {object} HistoryRecord
  * @property {string} id  the session's
- * @property {?import('../protocol.js').ResumeToken} token
+ * @property {?import('../protocol.js').ResumeToken} token  null when it opens nothing any more
+ * @property {?string} [watchToken]  opens the film, and nothing else; null when there is none
+ * @property {boolean} [hasFilm]  whether the server has kept its film
+ * @property {boolean} [isPictures]  whether it has JPEG frames, which are not kept
  * @property {number} startedAt
  * @property {number} at  when it was last changed
  * @property {string[]} prompts  of the finished segments
@@ -29,13 +32,16 @@ const UNTOLD_MS = 300_000;
  *
  * @param {import('../state.js').SessionState} state
  */
-export function summaryOf({ sessionId, segments, resume, filmKey, resumableUntil }) {
+export function summaryOf({ sessionId, segments, resume, filmKey, watchToken, resumableUntil, playerMode }) {
   const done = segments.filter((segment) => segment.state === 'done');
   if (!sessionId || !done.length) return null;
   const token = resume ?? filmKey;
   return {
     id: sessionId,
     token: token?.session_id === sessionId ? token : null,
+    watchToken,
+    hasFilm: filmKey !== null,
+    isPictures: playerMode === 'legacy_jpeg',
     prompts: done.map(({ prompt, original }) => original ?? prompt),
     seconds: done.reduce((sum, { duration }) => sum + duration, 0),
     resumableUntil,
@@ -53,8 +59,21 @@ export function summaryOf({ sessionId, segments, resume, filmKey, resumableUntil
  * @returns {HistoryRecord}
  */
 export const renewed = (record, summary, now) => ({
-  startedAt: now, media: {}, stateBytes: 0, thumbnail: null, ...record, ...summary, token: summary.token ?? record?.token ?? null, at: now,
+  startedAt: now, media: {}, stateBytes: 0, thumbnail: null, ...record, ...summary, token: summary.token ?? record?.token ?? null,
+  watchToken: summary.watchToken ?? record?.watchToken ?? null, at: now,
 });
+
+/**
+ * Returns the record, or the summary, of a session that the server does not have any more.
+ *
+ * @template {HistoryRecord | Summary} T
+ * @param {T} of
+ * @returns {T}
+ */
+export const gone = (of) => ({ ...of, token: null, watchToken: null, hasFilm: false });
+
+/** Tells whether a token is of no use any more: the session cannot be resumed, and its film was not kept. @param {HistoryRecord} record @param {number} now */
+export const isSpent = (record, now) => record.token !== null && record.hasFilm === false && !mayResume(record, now);
 
 /** Returns the bytes that a session takes. @param {HistoryRecord} record */
 export const bytesOf = ({ media, stateBytes }) => Object.values(media).reduce((sum, bytes) => sum + bytes, stateBytes);
@@ -77,8 +96,11 @@ export function surplus(records, limits = LIMITS) {
   }).map(({ id }) => id);
 }
 
+/** Returns the number of segments that the browser has. @param {HistoryRecord} record */
+export const segmentsOf = ({ media }) => Object.keys(media).length;
+
 /** Tells whether the browser has the whole film. @param {HistoryRecord} record */
-export const isWhole = ({ media, prompts }) => Object.keys(media).length >= prompts.length;
+export const isWhole = (record) => segmentsOf(record) >= record.prompts.length;
 
 /** Tells whether the server may still have the session, so that it goes on where it was. @param {HistoryRecord} record @param {number} now */
 export const mayResume = ({ token, resumableUntil, at }, now) => token !== null && now < (resumableUntil ?? at + UNTOLD_MS);

@@ -1,7 +1,7 @@
 // @ts-check
 // The film of a session in the history: from the browser, or from the server as long as it has it.
 
-import { filmAddress, filmInfo } from '../api.js';
+import { filmAddress, filmInfo, isGone } from '../api.js';
 import { Film } from '../film.js';
 import { isWhole } from './record.js';
 
@@ -18,16 +18,22 @@ export function fileOf(kept) {
 }
 
 /**
- * Returns an address from which the film is played or saved. Throws an error where nothing of it is left.
+ * Returns an address from which the film is played or saved; `revokeObjectURL` frees what belongs to it. Throws an error where nothing of
+ * the film is left.
  *
  * @param {HistoryRecord} record
- * @param {(id: string) => Promise<KeptMedia[]>} mediaOf
+ * @param {{mediaOf: (id: string) => Promise<KeptMedia[]>, forget: (id: string) => void}} hooks  `forget` is called when the server does not
+ *   have the session any more
  */
-export async function filmSource(record, mediaOf) {
-  const { token } = record;
-  const atServer = !isWhole(record) && token && await filmInfo(token).catch(() => null);
-  if (token && atServer && atServer.mime.startsWith('video/') && atServer.segments.every(({ kept }) => kept)) {
-    return filmAddress(token, nameOf(record));
+export async function filmSource(record, { mediaOf, forget }) {
+  const { token, watchToken } = record;
+  const atServer = !isWhole(record) && token && await filmInfo(token).catch((error) => {
+    if (isGone(error)) forget(record.id);
+    return null;
+  });
+  if (token && atServer && atServer.mime?.startsWith('video/') && atServer.segments.every(({ kept }) => kept)) {
+    // An address may be logged: the token in it should not allow more than it has to.
+    return filmAddress({ ...token, token: watchToken ?? token.token }, nameOf(record));
   }
   const kept = await mediaOf(record.id);
   if (!kept.length) throw new Error('the film of this session is not kept any more');

@@ -1,12 +1,13 @@
 // The tab of past sessions, which the browser keeps. Without IndexedDB there is no tab.
 
-import { filmInfo } from '../api.js';
+import { filmInfo, isGone } from '../api.js';
 import { $, say, set } from '../dom.js';
+import { sentence } from '../format.js';
 import { HistoryCard } from './card.js';
 import { openHistory } from './database.js';
 import { deletedWords, failureWords, historyWords } from './history_words.js';
 import { Keeper } from './keeper.js';
-import { mayResume, newestFirst } from './record.js';
+import { isSpent, mayResume, newestFirst } from './record.js';
 import { filmSource } from './replay.js';
 
 const SWITCH = 'fastvideo.history';
@@ -20,7 +21,7 @@ const OFF = 'off';
  * @property {(title: string, text: string) => void} report
  * @property {(idx: number) => Promise<?Blob>} pictureOf  returns a small picture of a segment, once there is one
  * @property {() => boolean} isBusy  whether a session is open
- * @property {(token: import('../protocol.js').ResumeToken) => void} resume
+ * @property {(continued: import('../session/restoring.js').Continued) => void} resume
  * @property {(state: import('../protocol.js').ContinuationState) => void} openWith
  */
 
@@ -40,7 +41,10 @@ export class HistoryTab {
     $('keep-history').onchange = ({ target }) => this.turn(target.checked);
     $('history-clear').onclick = () => this.confirmClear(true);
     $('history-clear-no').onclick = () => this.confirmClear(false);
-    $('history-clear-yes').onclick = () => this.remove(this.records);
+    $('history-clear-yes').onclick = () => this.remove(this.records).catch(({ message }) => say($('history-note'), sentence(message)));
+    // Two films at once are of no use to anybody.
+    $('past').addEventListener('play', ({ target }) => this.pauseOthers(target), { capture: true });
+    addEventListener('storage', ({ key }) => { if (key === SWITCH) this.choose(readSwitch()); });
   }
 
   /** Opens the history. Where the browser has none, nothing is said: there is nothing that the user has lost. */
@@ -58,17 +62,22 @@ export class HistoryTab {
           this.page.report(title, text);
         },
       });
-      this.page.offered();
     } catch {
-      // A private window, or storage is forbidden.
+      return; // a private window, or storage is forbidden
     }
+    this.keeper.forgetSpent();
+    this.page.offered();
   }
 
   /** Is called when the tab begins or ceases to be shown. */
   show(isShown) {
     this.isShown = isShown;
     if (isShown) this.refresh();
-    else for (const card of this.cards.values()) card.pause();
+    else this.pauseOthers(null);
+  }
+
+  pauseOthers(video) {
+    for (const card of this.cards.values()) if (card.video !== video) card.pause();
   }
 
   /** Keeps what has changed of the session. @param {import('../state.js').SessionState} state */
@@ -99,8 +108,14 @@ export class HistoryTab {
   }
 
   async refresh() {
-    this.records = newestFirst(await this.keeper.database.list());
+    try {
+      this.records = newestFirst(await this.keeper.database.list());
+    } catch {
+      say($('history-note'), 'The history cannot be read.');
+      return;
+    }
     this.render();
+    if (this.records.some((record) => isSpent(record, Date.now()))) this.keeper.forgetSpent();
   }
 
   render() {
@@ -125,7 +140,8 @@ export class HistoryTab {
 
   addCard(record) {
     const card = new HistoryCard(record, {
-      source: (of) => filmSource(of, (id) => this.keeper.database.media(id)),
+      source: (of) => filmSource(of, { mediaOf: (id) => this.keeper.database.media(id), forget: (id) => this.keeper.forget(id) }),
+      watched: (video) => this.pauseOthers(video),
       goOn: (of) => this.goOn(of),
       remove: (of) => this.remove([of]),
     });
@@ -137,13 +153,23 @@ export class HistoryTab {
   async goOn(record) {
     if (this.page.isBusy()) throw new Error('a session is open: leave it first');
     if (mayResume(record, Date.now())) {
-      const film = await filmInfo(record.token).catch(() => null);
-      // A server that keeps no films may have the session all the same.
-      if (!film || film.resumable || film.live) return this.page.resume(record.token);
+      const film = await this.filmOf(record);
+      if (film?.resumable || film?.live) return this.page.resume({ token: record.token, isLive: film.live });
     }
     const state = record.stateBytes ? await this.keeper.database.state(record.id) : null;
-    if (!state) throw new Error('the server keeps this session no more, and no state of it was saved');
+    if (!state) throw new Error('the server does not have this session any more');
     return this.page.openWith(state);
+  }
+
+  /** Returns what the server has of a session; null when it does not have it any more. */
+  async filmOf({ id, token }) {
+    try {
+      return await filmInfo(token);
+    } catch (error) {
+      if (!isGone(error)) throw error;
+      this.keeper.forget(id);
+      return null;
+    }
   }
 
   async remove(records) {
@@ -153,7 +179,7 @@ export class HistoryTab {
     set($('history-sure'), { hidden: true });
     say($('history-note'), deletedWords(records.length));
     const next = this.records[at] ?? this.records.at(-1);
-    (next ? this.cards.get(next.id).play : $('history-title')).focus();
+    (next ? this.cards.get(next.id) : $('history-title')).focus();
   }
 
   confirmClear(asks) {
@@ -162,9 +188,15 @@ export class HistoryTab {
     $(asks ? 'history-clear-no' : 'history-clear').focus();
   }
 
-  turn(on) {
+  /** Shows the choice, and follows it. Another tab may have made it. */
+  choose(on) {
     this.isOn = on;
-    say($('history-note'), on ? 'Sessions are kept from now on.' : 'New sessions are not kept. Those that are here stay until you delete them.');
+    set($('keep-history'), { checked: on });
+    say($('history-note'), on ? 'Sessions are kept from now on.' : 'Nothing more is kept, nor of a session that runs. What is here stays until you delete it.');
+  }
+
+  turn(on) {
+    this.choose(on);
     try {
       if (on) localStorage.removeItem(SWITCH);
       else localStorage.setItem(SWITCH, OFF);

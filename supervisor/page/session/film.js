@@ -50,7 +50,8 @@ export function addFilm(next, film, position = null) {
   state.segments = [...state.segments, ...added].sort((a, b) => a.idx - b.idx);
   state.mime ??= film.mime;
   const pictures = film.segments.filter((s) => s.thumbnail).map((s) => s.segment_idx);
-  next.run({ type: 'show_film', mime: film.mime, fps: film.fps, pictures, position });
+  const mime = /** @type {string} */ (film.mime); // a film with segments has one
+  next.run({ type: 'show_film', mime, fps: film.fps, pictures, position });
 }
 
 /**

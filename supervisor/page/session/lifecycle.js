@@ -4,7 +4,7 @@
 import { canResume } from '../connection.js';
 import { span } from '../format.js';
 import { MAX_MESSAGE } from '../protocol.js';
-import { curatedPrompts, current, isLive, isOwn, isReconnecting, isRunning, isUnderWay } from '../state.js';
+import { curatedPrompts, current, emptySession, isLive, isOwn, isReconnecting, isRunning, isUnderWay } from '../state.js';
 import { closeAdvice, closeWords, errorWords } from '../words.js';
 import { catchUp, have, isRecorded, mediaLost } from './film.js';
 import { reportLeftShots, rotatedPrompts, sendWaiting, takeBack } from './prompts.js';
@@ -33,7 +33,7 @@ export function connect(next) {
   state.extends = resume !== null && (state.extends || state.outcome === 'segment_cap');
   Object.assign(state, {
     notice: null, outcome: null, refusal: null, kept: null, leaving: false, drainDeadline: null, queue: null, asking: null,
-    resumableUntil: null, endsAt: null,
+    resumableUntil: null, endsAt: null, needsKey: false,
   });
   // A resumed session keeps its media mode, and its initial image until a segment was generated from it.
   const same = resume !== null && resume.session_id === state.sessionId;
@@ -103,10 +103,7 @@ function answered({ state }) {
 /** Clears the segments and the player. A resumed session keeps both instead. @param {Transition} next */
 function newSession(next) {
   const { state } = next;
-  Object.assign(state, {
-    segments: [], asked: null, playerMode: state.requestedMode, mime: null, receiving: null, filmKey: null, spectators: null,
-    downloaded: 0, stream: null,
-  });
+  Object.assign(state, { ...emptySession(), playerMode: state.requestedMode });
   next.run({ type: 'reset_player', mode: state.playerMode });
 }
 
@@ -218,7 +215,8 @@ export function serverError(next, { code, message, retryable, segment_idx, resta
   }
   const taken = code === 'session_rejected' && state.phase === 'active';
   if (taken) state.outcome = 'taken';
-  const over = ['session_rejected', 'state_incompatible', 'unauthorized'].includes(code);
+  if (code === 'unauthorized' && state.phase !== 'active') state.needsKey = true; // the session itself may be there
+  const over = ['session_rejected', 'state_incompatible', 'unauthorized'].includes(code) && !state.needsKey;
   if (over) next.keepToken(null);
   if (code === 'session_rejected' && state.reconnect) gone(next);
   let words = errorWords({ code, message });
@@ -242,7 +240,7 @@ export function closed(next, { reason, code, text }) {
   const { state } = next;
   const reconnecting = state.reconnect !== null;
   const ended = state.phase === 'complete' || state.outcome === 'timeout' || state.outcome === 'taken';
-  if (state.resume && !ended && !state.leaving && canResume(reason, reconnecting, state.phase === 'active')) {
+  if (state.resume && !ended && !state.leaving && !state.needsKey && canResume(reason, reconnecting, state.phase === 'active')) {
     lose(next);
     return;
   }
@@ -275,7 +273,12 @@ function lose(next) {
   next.run({ type: 'schedule_reconnect', attempt });
 }
 
-/** Ends the running segment and the reconnect. A prompt that did not run goes back into its field. @param {Transition} next */
+/**
+ * Ends the running segment and the reconnect. A prompt that did not run goes back into its field, unless another session is about to run
+ * it: what waits stays until there is a key, and the user's own prompts wait behind a story that follows.
+ *
+ * @param {Transition} next
+ */
 function stop(next) {
   const { state } = next;
   const segment = current(state);
@@ -284,8 +287,12 @@ function stop(next) {
   }
   const reconnected = state.reconnect !== null && state.reconnect.attempt > 0;
   const asked = reconnected && state.asked && isOwn(state.asked.message.source) ? [state.asked] : [];
-  // The shots of a story stay in its storyboard.
-  const [first] = [...asked, ...state.waiting].filter(({ shot }) => !shot);
-  if (first) next.run({ type: 'return_prompt', prompt: first.prompt });
+  const left = [...asked, ...state.waiting];
   Object.assign(state, { waiting: [], asked: null, reconnect: null });
+  // The shots of a story stay in its storyboard.
+  const own = left.filter(({ shot }) => !shot);
+  const { following, needsKey } = state;
+  if (needsKey) state.waiting = left.map((request) => ({ ...request, sent: false }));
+  else if (following) state.following = { ...following, own: [...(following.own ?? []), ...own] };
+  else if (own.length) next.run({ type: 'return_prompt', prompt: own[0].prompt });
 }

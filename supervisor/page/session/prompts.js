@@ -59,7 +59,7 @@ export function takeBack(next, id) {
     return;
   }
   state.waiting = state.waiting.filter((r) => r !== request);
-  next.run({ type: 'return_prompt', prompt: request.prompt });
+  if (!request.shot) next.run({ type: 'return_prompt', prompt: request.prompt }); // a shot stays in its storyboard
 }
 
 /**

@@ -47,7 +47,8 @@ export function playStory(next, play, agreed = false) {
 /** The number of segments that the session may still be asked for. Shots of an earlier version make room. @param {SessionState} state */
 export function roomFor(state) {
   const cap = state.stream?.generation_segment_cap;
-  if (!cap) return Infinity;
+  const isOpening = !state.resume && ['connecting', 'queued'].includes(state.phase); // the stream is that of the session before
+  if (!cap || isOpening) return Infinity;
   if (!isLive(state) && state.outcome === 'segment_cap') return 0; // another story has its own session
   const waiting = state.waiting.filter(({ shot }) => !shot).length;
   return cap - finishedSegments(state) - (isUnderWay(current(state)) ? 1 : 0) - waiting;
@@ -66,14 +67,19 @@ export function beginFollowing(next) {
   if (following) begin(next, following);
 }
 
-/** @param {Transition} next @param {Play} play */
+/** @param {Transition} next @param {NonNullable<SessionState['following']>} play */
 function begin(next, play) {
   const { state } = next;
-  Object.assign(state, { following: null, notice: null });
+  const waiting = state.waiting.filter(({ shot }) => !shot); // some wait for a key
+  Object.assign(state, { following: null, notice: null, waiting });
   if (state.resume) next.keepToken(null);
   queueShots(next, play);
+  for (const { prompt, message } of play.own ?? []) queueRequest(next, { prompt, source: message.source, sampling: samplingOf(message) });
   connect(next);
 }
+
+/** @param {import('../protocol.js').PromptRequest} message @returns {import('./transition.js').Sampling} */
+const samplingOf = ({ type, request_id, prompt, source, ...sampling }) => sampling;
 
 /** @param {Transition} next @param {Play} play */
 function queueShots(next, { id, prompts, source, sampling }) {

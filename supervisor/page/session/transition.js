@@ -32,7 +32,7 @@ const MAX_ERRORS = 100;
  *   | {type: 'request_withdraw', id: string}
  *   | {type: 'requests_cleared'}
  *   | {type: 'story_played', play: import('./story.js').Play}
- *   | {type: 'session_continued', token: ResumeToken}
+ *   | {type: 'session_continued'} & import('./restoring.js').Continued
  *   | {type: 'cancel' | 'snapshot' | 'notice_closed'}
  *   | {type: 'moved', error: ?string}
  *   | {type: 'reported', title: string, text: string, soft?: boolean}

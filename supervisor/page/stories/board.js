@@ -15,8 +15,9 @@ export class StoryBoard {
    * @param {() => import('../state.js').SessionState} page.getState
    * @param {(play: Omit<import('../session/story.js').Play, 'sampling'>) => void} page.play
    * @param {(again: () => void) => void} page.unauthorized  is called when the server asks for a key, with what to do once there is one
+   * @param {() => void} page.wantPrompt  is called when shots are asked for without a prompt
    */
-  constructor({ getState, play, unauthorized }) {
+  constructor({ getState, play, unauthorized, wantPrompt }) {
     this.getState = getState;
     this.play = play;
     this.unauthorized = unauthorized;
@@ -27,6 +28,7 @@ export class StoryBoard {
       roll_out: ({ wish }) => this.rollOut(wish, new AbortController()),
       stop_rollout: () => this.writing?.abort(),
       play: ({ version, fresh }) => this.begin(version, fresh),
+      want_prompt: wantPrompt,
     };
     this.store = createStore({
       state: loadBoard(() => sessionStorage),

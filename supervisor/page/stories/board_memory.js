@@ -14,7 +14,7 @@ const STORED = 'fastvideo.storyboard';
 export function loadBoard(storage) {
   try {
     const board = JSON.parse(storage().getItem(STORED) ?? 'null');
-    return Array.isArray(board?.versions) && board.versions[board.at] ? { ...EMPTY, ...board, asking: null } : EMPTY;
+    return Array.isArray(board?.versions) && board.versions[board.at] ? { ...EMPTY, ...board, asking: null, replacing: null } : EMPTY;
   } catch {
     return EMPTY;
   }
@@ -23,9 +23,18 @@ export function loadBoard(storage) {
 /** @param {() => Storage} storage @param {import('./storyboard.js').Board} board */
 export function saveBoard(storage, board) {
   try {
-    if (board.versions.length) storage().setItem(STORED, JSON.stringify({ ...board, asking: null }));
+    if (board.versions.length) storage().setItem(STORED, JSON.stringify({ ...board, asking: null, replacing: null }));
     else storage().removeItem(STORED);
   } catch {
-    // Storage is forbidden, or full: the storyboard does not survive a reload.
+    forget(storage);
+  }
+}
+
+/** Storage is forbidden, or full: the storyboard does not survive a reload, and an older one must not take its place. @param {() => Storage} storage */
+function forget(storage) {
+  try {
+    storage().removeItem(STORED);
+  } catch {
+    // There is nothing in it.
   }
 }

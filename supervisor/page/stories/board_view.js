@@ -2,7 +2,7 @@
 // written to the DOM.
 
 import { $, icon, make, mark, say, set } from '../dom.js';
-import { sentence } from '../format.js';
+import { plural, sentence } from '../format.js';
 import { shotStates } from '../session/story.js';
 import { isLive } from '../state.js';
 import { MAX_SHOTS, isPlayable, shownVersion } from './storyboard.js';
@@ -17,10 +17,7 @@ export class BoardView {
     this.session = null;
     this.rows = [];
     $('stories').append(...STORIES.map((story) => this.chip(story)));
-    $('write-shots').onclick = () => {
-      if (!$('prompt').value.trim()) $('prompt').focus();
-      dispatch({ type: 'rollout_wanted', prompt: $('prompt').value });
-    };
+    $('write-shots').onclick = () => dispatch({ type: 'rollout_wanted', prompt: $('prompt').value });
     $('edit-all').onsubmit = (event) => {
       event.preventDefault();
       dispatch({ type: 'edit_wanted', prompt: $('edit-words').value });
@@ -32,10 +29,9 @@ export class BoardView {
       dispatch({ type: 'shot_added', prompt: '' });
       this.rows.at(-1)?.field.focus();
     };
-    $('story-close').onclick = () => {
-      dispatch({ type: 'closed' });
-      $('prompt').focus();
-    };
+    $('story-close').onclick = () => dispatch({ type: 'closed' });
+    $('story-sure-yes').onclick = () => dispatch({ type: 'replacing_confirmed' });
+    $('story-sure-no').onclick = () => dispatch({ type: 'replacing_declined' });
   }
 
   chip(story) {
@@ -61,10 +57,12 @@ export class BoardView {
 
   renderBoard(board, before) {
     const version = shownVersion(board);
-    const { asking, note, isBad } = board;
+    const { asking, replacing, note, isBad } = board;
+    const focused = document.activeElement;
     set($('storyboard'), { hidden: !version && !asking && !note });
     say($('story-name'), board.title ?? '');
-    say($('story-note'), asking ? askingWords(asking) : sentence(note));
+    for (const id of ['story-note', 'story-said']) say($(id), asking ? askingWords(asking) : sentence(note));
+    set($('story-sure'), { hidden: !replacing });
     mark($('story-note'), { bad: isBad, busy: asking !== null });
     set($('story-stop'), { hidden: !asking });
     for (const id of ['edit-all', 'shots', 'story-play', 'story-add']) set($(id), { hidden: !version });
@@ -73,9 +71,22 @@ export class BoardView {
     if (board.versions !== before?.versions || board.at !== before?.at) this.renderVersions(board);
     this.renderShots(version?.prompts ?? []);
     set($('story-add'), { disabled: (version?.prompts.length ?? 0) >= MAX_SHOTS });
-    const isNew = board.made !== before?.made && before;
-    if (isNew && before.asking?.isEdit) $('edit-words').value = '';
-    if (isNew && before.asking && !before.asking.isEdit) $('storyboard').scrollIntoView({ block: 'nearest' });
+    const answered = !asking && board.made !== before?.made && before?.asking;
+    if (answered && answered.isEdit && $('edit-words').value.trim() === answered.prompt) $('edit-words').value = '';
+    if (answered && !answered.isEdit) $('storyboard').scrollIntoView({ block: 'nearest' });
+    this.keepFocus(board, before, focused);
+  }
+
+  /** Sets the focus to the question, and away from what is not there any more. */
+  keepFocus({ asking, replacing }, before, focused) {
+    if (replacing && replacing !== before?.replacing) {
+      $('story-sure').scrollIntoView({ block: 'center' });
+      $('story-sure-no').focus({ preventScroll: true });
+    } else if (asking && focused?.matches('#write-shots, #edit-send')) {
+      $('story-stop').focus();
+    } else if (focused?.matches('#storyboard button') && !focused.getClientRects().length) {
+      ($('storyboard').hidden ? $('prompt') : $('storyboard-title')).focus();
+    }
   }
 
   /** A version is chosen by a button; there is nothing to choose between one. */
@@ -97,7 +108,7 @@ export class BoardView {
   }
 
   renderShots(prompts) {
-    say($('shots-count'), prompts.length ? `${prompts.length} shots` : '');
+    say($('shots-count'), prompts.length ? plural(prompts.length, 'shot') : '');
     while (this.rows.length > prompts.length) this.rows.pop().root.remove();
     while (this.rows.length < prompts.length) {
       const row = this.row(this.rows.length);
@@ -119,23 +130,40 @@ export class BoardView {
     const field = make('textarea');
     field.rows = 2;
     field.setAttribute('aria-label', `Shot ${at + 1}`);
-    field.onchange = () => this.dispatch({ type: 'shot_written', at, prompt: field.value });
-    const button = (name, label, event) => {
+    field.oninput = () => this.dispatch({ type: 'shot_written', at, prompt: field.value });
+    const button = (name, label, act) => {
       const made = make('button', 'icon');
       made.type = 'button';
       made.append(icon(name));
       made.setAttribute('aria-label', `${label} shot ${at + 1}`);
-      made.onclick = () => this.dispatch(event);
+      made.onclick = act;
       return made;
     };
-    const up = button('up', 'Move up', { type: 'shot_moved', at, by: -1 });
-    const down = button('down', 'Move down', { type: 'shot_moved', at, by: 1 });
-    const remove = button('close', 'Remove', { type: 'shot_removed', at });
+    const up = button('up', 'Move up', () => this.move(at, -1, 'up'));
+    const down = button('down', 'Move down', () => this.move(at, 1, 'down'));
+    const remove = button('close', 'Remove', () => this.remove(at));
     const state = make('span', 'shot-state');
     const actions = make('span', 'actions');
     actions.append(up, down, remove);
     root.append(make('b', '', String(at + 1)), field, state, actions);
     return { root, field, up, down, remove, state };
+  }
+
+  /** Moves a shot. The focus goes with it. */
+  move(at, by, name) {
+    this.dispatch({ type: 'shot_moved', at, by });
+    this.focus(at + by, name);
+  }
+
+  remove(at) {
+    this.dispatch({ type: 'shot_removed', at });
+    this.focus(Math.min(at, this.rows.length - 1), 'remove');
+  }
+
+  /** Sets the focus to a button of a shot, or to another one where it cannot be used. */
+  focus(at, name) {
+    const { [name]: wanted, up, down, field } = this.rows[at];
+    [wanted, up, down, field].find(({ disabled }) => !disabled).focus();
   }
 
   /** Shows what has become of the shots. */

@@ -41,12 +41,22 @@ export async function rollOut(wish, signal) {
       method: 'POST',
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify(body),
-      signal: AbortSignal.any([signal, AbortSignal.timeout(TIMEOUT_MS)]),
+      signal: either(signal, AbortSignal.timeout(TIMEOUT_MS)),
     }));
   } catch (error) {
     if (error instanceof Refused && error.status === NOT_FOUND) return withoutModel(wish);
     throw error;
   }
+}
+
+/** Returns a signal that ends with the first of them, as `AbortSignal.any` does where the browser has it. @param {AbortSignal[]} signals */
+function either(...signals) {
+  const first = new AbortController();
+  for (const signal of signals) {
+    if (signal.aborted) first.abort(signal.reason);
+    else signal.addEventListener('abort', () => first.abort(signal.reason), { once: true });
+  }
+  return first.signal;
 }
 
 /**

@@ -3,9 +3,10 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { canGoOn, continueWords, failureWords, historyWords, recordFacts } from '../history/history_words.js';
+import { HistoryDatabase } from '../history/database.js';
+import { canGoOn, continueWords, failureWords, historyWords, lackWords, recordFacts } from '../history/history_words.js';
 import { Keeper } from '../history/keeper.js';
-import { bytesOf, isWhole, mayResume, newestFirst, renewed, summaryOf, surplus } from '../history/record.js';
+import { bytesOf, isSpent, isWhole, mayResume, newestFirst, renewed, summaryOf, surplus } from '../history/record.js';
 import { fileOf, filmSource, nameOf } from '../history/replay.js';
 import { themeIn } from '../theme/theme_switch.js';
 import { PageModel, TOKEN } from './page_model.js';
@@ -56,13 +57,16 @@ describe('record', () => {
     const page = PageModel.active().starts(0, 'a fox');
     assert.equal(summaryOf(page.state), null);
     page.streams(0).completes(0).starts(1, 'A HARE', { original_prompt: 'a hare' }).streams(1).completes(1).starts(2, 'x');
-    assert.deepEqual(summaryOf(page.state), { id: 's1', token: TOKEN, prompts: ['a fox', 'a hare'], seconds: 2, resumableUntil: null });
+    assert.deepEqual(summaryOf(page.state), {
+      id: 's1', token: TOKEN, watchToken: null, hasFilm: false, isPictures: false, prompts: ['a fox', 'a hare'], seconds: 2, resumableUntil: null,
+    });
   });
 
   test('keeps what it had', () => {
     const before = record('s1', { startedAt: 5, media: { 0: 7 }, stateBytes: 3 });
-    const after = renewed(before, { id: 's1', token: null, prompts: ['a', 'b'], seconds: 2, resumableUntil: 9 }, 8);
-    assert.deepEqual(after, { ...before, prompts: ['a', 'b'], seconds: 2, resumableUntil: 9, at: 8 });
+    const summary = { id: 's1', token: null, watchToken: null, hasFilm: true, isPictures: false, prompts: ['a', 'b'], seconds: 2, resumableUntil: 9 };
+    const after = renewed({ ...before, watchToken: 'w1' }, summary, 8);
+    assert.deepEqual(after, { ...before, ...summary, token: TOKEN, watchToken: 'w1', at: 8 });
     assert.equal(bytesOf(after), 10);
     assert.deepEqual([isWhole(after), isWhole({ ...after, media: { 0: 7, 1: 7 } })], [false, true]);
   });
@@ -73,6 +77,12 @@ describe('record', () => {
     assert.equal(mayResume(record('s', { at: 0 }), 299_000), true);
     assert.equal(mayResume(record('s', { at: 0 }), 301_000), false);
     assert.equal(mayResume(record('s', { token: null }), 0), false);
+  });
+
+  test('has a token of no use once the session cannot go on and has no film', () => {
+    const of = (fields) => record('s', { resumableUntil: 10, hasFilm: false, ...fields });
+    assert.deepEqual([isSpent(of(), 9), isSpent(of(), 10), isSpent(of({ token: null }), 10)], [false, true, false]);
+    assert.deepEqual([isSpent(of({ hasFilm: true }), 10), isSpent(of({ hasFilm: undefined }), 10)], [false, false]);
   });
 
   test('the oldest are dropped, and the newest stays', () => {
@@ -86,12 +96,16 @@ describe('record', () => {
   test('has words', () => {
     assert.equal(continueWords(record('s', { resumableUntil: 60_000 }), 0), 'Goes on where it was, for another 60 s');
     assert.equal(continueWords(record('s', { token: null, stateBytes: 1 }), 0), 'Goes on from its saved state');
-    assert.match(continueWords(record('s', { token: null }), 0), /^Cannot go on/);
+    assert.match(continueWords(record('s', { token: null }), 0), /^It cannot go on/);
     assert.deepEqual([canGoOn(record('s', { token: null }), 0), canGoOn(record('s', { token: null, stateBytes: 1 }), 0)], [false, true]);
     assert.equal(historyWords([]), '');
     assert.match(historyWords([record('s', { media: { 0: 1024 * 1024 } })]), /^1\.0 of 512 MiB used/);
     assert.deepEqual(recordFacts(record('s'))[0], ['length', '0:01']);
     assert.notEqual(failureWords('full').title, failureWords('denied').title);
+    assert.equal(lackWords(record('s', { media: { 0: 5 } })), '');
+    assert.match(lackWords(record('s', { prompts: ['a', 'b'], media: { 0: 5 } })), /^The film is incomplete: this browser has 1 of 2 segments\. .* from the server/);
+    assert.match(lackWords(record('s', { token: null })), /^The film is incomplete: this browser has 0 of 1 segment\.$/);
+    assert.match(lackWords(record('s', { isPictures: true })), /^JPEG frames/);
   });
 });
 
@@ -142,6 +156,47 @@ describe('keeper', () => {
     assert.deepEqual(seen.failed, ['full']);
   });
 
+  test('drops one session after the other until there is room, and tells of a later failure again', async () => {
+    const { database, keeper, seen } = setUp({ bytes: 100, sessions: 9 });
+    const full = new DOMException('full', 'QuotaExceededError');
+    for (const id of ['a', 'b', 'c']) database.records.set(id, record(id, { at: -1 }));
+    database.refusals = [full, full];
+    keeper.observe(finished());
+    await keeper.work;
+    assert.deepEqual([database.records.size, database.records.has('s1'), seen.failed], [2, true, []]);
+    for (let i = 0; i < 2; i += 1) {
+      database.refusals = [new Error('denied')];
+      keeper.keepMedia('s1', 0, media(1));
+      keeper.keepMedia('s1', 0, media(1));
+      await keeper.work;
+    }
+    assert.deepEqual(seen.failed, ['denied', 'denied']);
+  });
+
+  test('forgets tokens that are of no use any more', async () => {
+    const { database, keeper } = setUp();
+    database.records.set('a', record('a', { hasFilm: false, resumableUntil: 0 }));
+    database.records.set('b', record('b', { hasFilm: true, resumableUntil: 0, watchToken: 'w' }));
+    await keeper.forgetSpent();
+    assert.deepEqual([database.records.get('a').token, database.records.get('b').token], [null, TOKEN]);
+    await keeper.forget('b');
+    const { token, watchToken } = database.records.get('b');
+    assert.deepEqual([token, watchToken], [null, null]);
+    await keeper.forget('s1');
+    keeper.observe(finished());
+    await keeper.work;
+    assert.equal(database.records.get('s1').token, null, 'the page still has it');
+  });
+
+  test('tells when a session could not be deleted, and goes on', async () => {
+    const { database, keeper } = setUp();
+    database.remove = async () => { throw new Error('denied'); };
+    await assert.rejects(keeper.remove(['s2']), /denied/);
+    keeper.observe(finished());
+    await keeper.work;
+    assert.ok(database.records.has('s1'));
+  });
+
   test('keeps nothing where the user wants no history, or has deleted the session', async () => {
     const { database, keeper, seen } = setUp();
     seen.isOn = false;
@@ -166,12 +221,34 @@ describe('replay', () => {
   test('comes from the server where the browser has not all of it', async (t) => {
     const film = { mime: 'video/mp4', segments: [{ kept: true }, { kept: true }] };
     t.mock.method(globalThis, 'fetch', async () => new Response(JSON.stringify(film)));
-    const partial = record('s1', { prompts: ['a', 'b'], media: { 0: 5 } });
-    assert.match(await filmSource(partial, async () => []), /^v1\/sessions\/s1\/film\.mp4\?/);
+    const partial = record('s1', { prompts: ['a', 'b'], media: { 0: 5 }, watchToken: 'w1' });
+    const hooks = { mediaOf: async () => [], forget: () => assert.fail('the server has it') };
+    assert.equal(await filmSource(partial, hooks), 'v1/sessions/s1/film.mp4?download=fastvideo-s1.mp4&token=w1');
     film.segments[0].kept = false;
-    await assert.rejects(filmSource(partial, async () => []), /not kept any more/);
+    await assert.rejects(filmSource(partial, hooks), /not kept any more/);
+    film.mime = null;
+    await assert.rejects(filmSource(partial, hooks), /not kept any more/);
     assert.equal(nameOf(partial), 'fastvideo-s1.mp4');
   });
+
+  test('is told where the server does not have the session any more', async (t) => {
+    const forgotten = [];
+    const hooks = { mediaOf: async () => [], forget: (id) => forgotten.push(id) };
+    for (const status of [404, 503]) {
+      t.mock.method(globalThis, 'fetch', async () => new Response('{}', { status }));
+      await assert.rejects(filmSource(record('s1'), hooks), /not kept any more/);
+    }
+    assert.deepEqual(forgotten, ['s1']);
+  });
+});
+
+test('a transaction without room fails with the reason, which is known only at its end', async () => {
+  const transaction = { error: null, objectStore: () => ({}) };
+  const writing = new HistoryDatabase({ transaction: () => transaction }).write(() => {});
+  transaction.onerror?.(); // the error of a request comes first
+  transaction.error = new DOMException('full', 'QuotaExceededError');
+  transaction.onabort();
+  await assert.rejects(writing, { name: 'QuotaExceededError' });
 });
 
 test('an unknown theme is the system’s', () => {

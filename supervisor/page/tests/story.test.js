@@ -5,8 +5,8 @@ import { describe, test } from 'node:test';
 
 import { shotStates } from '../session/story.js';
 import { hasUnsaved } from '../state.js';
-import { askWords, timeLeftWords } from '../words.js';
-import { PageModel } from './page_model.js';
+import { askWords, roomWords, timeLeftWords } from '../words.js';
+import { PageModel, TOKEN } from './page_model.js';
 
 const SHOTS = ['one', 'two', 'three', 'four', 'five', 'six'];
 const sampling = { negative_prompt: null, seed: null, num_inference_steps: null, guidance_scale: null };
@@ -180,9 +180,124 @@ describe('time left', () => {
   });
 });
 
+describe('a story and what else waits', () => {
+  test('is counted against the cap of its own session only', () => {
+    const page = new PageModel().event('connect').opens({ cap: 6, limits: { recording: true } }).starts(0, 'a').streams(0).completes(0);
+    page.event('leave').says('ltx2_stream_complete', { reason: 'stop_requested' }).closes('ended', 1000);
+    page.event('connect_fresh').says('queue_status', { position: 0, queue_depth: 1 });
+    plays(page);
+    assert.deepEqual([page.state.asking, page.waiting], [null, SHOTS]);
+  });
+
+  test('the user’s own prompts wait behind a story in a session of its own', () => {
+    const page = new PageModel().event('connect').opens({ limits: { recording: true } }).starts(0, 'a').submit('mine').submit('yours');
+    plays(page, { fresh: true, prompts: ['one'] });
+    page.says('ltx2_stream_complete', { reason: 'stop_requested' }).closes('ended', 1000);
+    assert.deepEqual([page.waiting, page.ran('return_prompt')], [['one', 'mine', 'yours'], []]);
+    assert.deepEqual(page.state.waiting.map(({ id, message }) => id === message.request_id && !message.sent), [true, true, true]);
+  });
+
+  test('stays where the server asks for a key first', () => {
+    const page = plays(new PageModel()).submit('mine');
+    page.says('error', { code: 'unauthorized', message: 'a key is needed', retryable: false }).closes('rejected', 1003);
+    assert.deepEqual([page.state.phase, page.waiting, page.ran('return_prompt')], ['closed', [...SHOTS, 'mine'], []]);
+    page.event('connect').opens();
+    assert.deepEqual([asked(page).slice(0, 6), page.waiting], [SHOTS, [...SHOTS, 'mine']]);
+  });
+
+  test('takes the place of one that waits for a key', () => {
+    const page = plays(new PageModel()).submit('mine');
+    page.says('error', { code: 'unauthorized', message: 'a key is needed', retryable: false }).closes('rejected', 1003);
+    plays(page, { id: 'v2', prompts: ['night'] });
+    assert.deepEqual(page.waiting, ['mine', 'night']);
+  });
+
+  test('a session that may go on is not forgotten where the server asks for a key first', () => {
+    const page = new PageModel({ kept: TOKEN }).event('connect_kept').event('film_loaded', { sessionId: 's1', film: null });
+    page.says('error', { code: 'unauthorized', message: 'a key is needed', retryable: false }).closes('broken', 1006);
+    assert.deepEqual([page.state.phase, page.state.resume, page.ran('schedule_reconnect')], ['closed', TOKEN, []]);
+    page.event('connect');
+    assert.deepEqual(page.opening.resume, TOKEN);
+  });
+
+  test('a shot that is refused stays out of the prompt field', () => {
+    const page = plays(new PageModel(), { prompts: ['one'] }).opens();
+    page.says('error', { code: 'prompt_blocked', message: 'blocked', retryable: false, request_id: 'p1' });
+    assert.deepEqual([page.waiting, page.ran('return_prompt')], [[], []]);
+  });
+
+  test('tells when there is room for another prompt', () => {
+    assert.equal(roomWords(8, 8), 'There is room when the next segment begins.');
+    assert.equal(roomWords(20, 8), 'There is room once 13 more segments have begun.');
+  });
+});
+
 describe('the history', () => {
+  const token = { session_id: 's9', token: 't9' };
+  const continued = (page, isLive = false) => page.event('session_continued', { token, isLive });
+  /** A session of a server that may keep films, which has ended. */
+  const ended = (recording) => {
+    const page = new PageModel().event('connect').opens({ limits: { recording } }).starts(0, 'a').streams(0).completes(0);
+    return page.says('ltx2_stream_complete', { reason: 'stop_requested' }).closes('ended', 1000);
+  };
+
+  test('leaves nothing of the session before', () => {
+    const page = ended(true).event('downloaded');
+    assert.deepEqual(page.state.filmKey, TOKEN);
+    continued(page);
+    const { filmKey, watchToken, downloaded, stream, gpu, segments, receiving } = page.state;
+    assert.deepEqual([filmKey, watchToken, downloaded, stream, gpu, segments, receiving], [null, null, 0, null, null, [], null]);
+    const told = { segment_idx: 0, start_ms: 0, duration_ms: 1000, bytes: 5, kept: true, thumbnail: false, prompt: 'b', original_prompt: null };
+    const film = { mime: 'video/mp4', fps: 24, live: false, resumable: true, segments: [{ ...told, prompt_source: 'user', attempt: 1 }] };
+    page.event('film_loaded', { sessionId: 's9', film });
+    assert.deepEqual([page.state.filmKey, page.opening.resume.token], [token, 't9']);
+  });
+
+  test('asks before a film is lost that only the page has', () => {
+    const page = continued(ended(false));
+    assert.match(askWords(page.state).text, /Download this film first/);
+    assert.equal(page.state.segments.length, 1);
+    page.event('new_session_declined');
+    assert.equal(page.state.asking, null);
+    continued(page).event('new_session_confirmed');
+    assert.deepEqual([page.state.sessionId, page.state.segments], ['s9', []]);
+  });
+
+  test('asks before a session is taken from another page', () => {
+    const page = continued(new PageModel(), true);
+    assert.equal(askWords(page.state).yes, 'Go on here');
+    assert.deepEqual(page.ran('load_film'), []);
+    page.event('new_session_confirmed');
+    assert.deepEqual(page.ran('load_film'), [{ type: 'load_film', key: token }]);
+  });
+
+  test('goes on with the session that has just ended as a prompt does', () => {
+    const page = PageModel.active().starts(0, 'a').streams(0).completes(0).event('leave');
+    page.says('ltx2_stream_complete', { reason: 'stop_requested', resumable_until: new Date(page.now + 65_000).toISOString() });
+    page.closes('ended', 1000).event('session_continued', { token: TOKEN, isLive: false });
+    assert.deepEqual([page.opening.resume, page.state.segments.length, page.ran('load_film')], [TOKEN, 1, []]);
+  });
+
+  test('does not take a chosen state along', () => {
+    const page = new PageModel().event('attachments_changed', { image: null, state: { kind: 'k', payload: {} } });
+    continued(page).event('film_loaded', { sessionId: 's9', film: null });
+    assert.deepEqual([page.opening.resume, page.opening.continuation_state, page.ran('clear_attachments').length], [token, null, 1]);
+  });
+
+  test('has a film without segments, which has no type', () => {
+    const page = continued(new PageModel());
+    page.event('film_loaded', { sessionId: 's9', film: { mime: null, fps: 24, live: false, resumable: true, segments: [] } });
+    assert.deepEqual([page.opening.resume, page.state.filmKey], [token, null]);
+  });
+
+  test('opens a saved state only after a question where a film would be lost', () => {
+    const page = ended(false).event('attachments_changed', { image: null, state: { kind: 'k', payload: {} } }).submit('go');
+    assert.equal(askWords(page.state).title, 'The saved state opens another session.');
+    page.event('new_session_confirmed');
+    assert.deepEqual([page.state.phase, page.waiting], ['connecting', ['go']]);
+  });
+
   test('goes on with a session whose token is kept, unless another one is open', () => {
-    const token = { session_id: 's9', token: 't9' };
     const page = new PageModel().event('session_continued', { token });
     assert.deepEqual(page.ran('load_film'), [{ type: 'load_film', key: token }]);
     page.event('film_loaded', { sessionId: 's9', film: null });

@@ -59,13 +59,54 @@ describe('storyboard', () => {
     assert.deepEqual([board.state.title, board.version.prompts, board.version.by], ['Fox', ['one', 'two'], 'model']);
     assert.equal(board.effects.length, 1);
     board.event('play_wanted', { fresh: true });
-    assert.deepEqual(board.effects.at(-1), { type: 'play', version: board.version, fresh: true });
+    const { isPlayed, ...played } = board.version;
+    assert.deepEqual([board.effects.at(-1), isPlayed], [{ type: 'play', version: played, fresh: true }, true]);
+    assert.equal(board.state.note, '2 shots written.');
   });
 
-  test('an empty prompt asks for nothing', () => {
+  test('an empty prompt asks for nothing, and opens no storyboard', () => {
     const board = new Board().wants('  ').edits('x');
-    assert.deepEqual(board.effects, []);
-    assert.equal(board.state.note, 'Write a prompt first.');
+    assert.deepEqual([board.effects, board.state], [[{ type: 'want_prompt' }], EMPTY]);
+    board.wants('a fox').gets(['one']).edits(' ');
+    assert.equal(board.state.note, 'Say first what is to change.');
+  });
+
+  test('a change by hand while a version is written is kept, and the version comes', () => {
+    const board = new Board().wants('a fox').gets(['one', 'two']).edits('night').event('shot_written', { at: 0, prompt: 'first' });
+    assert.deepEqual([board.effects.at(-1).type, board.state.asking.prompt], ['roll_out', 'night']);
+    board.gets(['one at night', 'two at night']);
+    assert.deepEqual(board.titles, ['First version', 'Edited by hand', 'night']);
+    assert.equal(board.state.note, 'The new version is written.');
+  });
+
+  test('a change by hand while another story is written stays beside it', () => {
+    const board = new Board().wants('a fox').gets(['one']).wants('an owl').event('shot_written', { at: 0, prompt: 'first' }).gets(['two']);
+    assert.deepEqual([board.titles, board.state.title], [['First version', 'Edited by hand', 'an owl'], 'an owl']);
+  });
+
+  test('a change by hand after a play makes another version, so that its shots are other ones', () => {
+    const board = new Board().wants('a fox').gets(['one', 'two']).event('shot_written', { at: 0, prompt: 'first' });
+    board.event('play_wanted', { fresh: false });
+    const { id } = board.version;
+    board.event('shot_moved', { at: 0, by: 1 });
+    assert.notEqual(board.version.id, id);
+    assert.deepEqual(board.state.versions.map(({ prompts }) => prompts), [['one', 'two'], ['first', 'two'], ['two', 'first']]);
+  });
+
+  test('asks before it throws away what was written by hand', () => {
+    const board = new Board().wants('a fox').gets(['one']).event('shot_written', { at: 0, prompt: 'first' });
+    const { versions } = board.state;
+    for (const [type, fields] of [['story_opened', { story: STORIES[0] }], ['rollout_wanted', { prompt: 'x' }], ['closed', {}]]) {
+      board.effects = [];
+      board.event(type, fields);
+      assert.deepEqual([board.state.versions, board.state.replacing.type, board.effects], [versions, type, []]);
+      board.event('replacing_declined');
+      assert.equal(board.state.replacing, null);
+    }
+    board.event('story_opened', { story: STORIES[0] }).event('replacing_confirmed');
+    assert.deepEqual([board.titles, board.effects.at(-1).type], [['As written'], 'play']);
+    board.event('closed').event('replacing_confirmed');
+    assert.deepEqual([board.version, board.state.replacing], [null, null], 'nothing of it was written by hand');
   });
 
   test('each instruction makes a version, and the earlier ones stay', () => {
@@ -147,6 +188,10 @@ describe('storyboard', () => {
     assert.equal(loadBoard(storage), EMPTY);
     items.set('fastvideo.storyboard', '{"versions": 7}');
     assert.equal(loadBoard(storage), EMPTY);
+    saveBoard(storage, board.state);
+    const full = () => ({ ...storage(), setItem: () => { throw new Error('full'); } });
+    saveBoard(full, board.state);
+    assert.equal(loadBoard(storage), EMPTY, 'an older board does not come back');
     const forbidden = () => { throw new Error('forbidden'); };
     saveBoard(forbidden, board.state);
     assert.equal(loadBoard(forbidden), EMPTY);
@@ -178,6 +223,14 @@ describe('rollout', () => {
     answering(t, 404, {});
     const { prompts, fallback_used } = await rollOut({ prompt: 'a fox' }, signal);
     assert.deepEqual([prompts, fallback_used], [Array(6).fill('a fox'), true]);
+  });
+
+  test('is ended by the user', async (t) => {
+    t.mock.method(globalThis, 'fetch', (_, { signal: both }) => new Promise((_done, failed) => { both.onabort = () => failed(both.reason); }));
+    const ending = new AbortController();
+    const asking = rollOut({ prompt: 'a fox' }, ending.signal);
+    ending.abort();
+    await assert.rejects(asking, /does not answer/);
   });
 
   test('tells what the server refuses', async (t) => {

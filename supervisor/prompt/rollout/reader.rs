@@ -60,10 +60,10 @@ impl RolloutAnswer {
         }
         let prompts = numbered_lines(text);
         if prompts.is_empty() && !has_others {
-            return Err(LlmError::Unusable("it has no prompts"));
+            return Err(LlmError::NoRollout("it has no prompts"));
         }
         if prompts.len() != count {
-            return Err(LlmError::Unusable("it has another number of prompts"));
+            return Err(LlmError::NoRollout("it has another number of prompts"));
         }
         Ok(Self {
             id: None,

@@ -179,7 +179,7 @@ fn an_answer_without_as_many_prompts_as_were_asked_for_is_none() {
         ("1 fox\n2 hares", no_prompts),
         ("1.5 m of snow\n2.5 m of snow", no_prompts),
     ] {
-        assert_eq!(read(text), Err(LlmError::Unusable(why)), "{text}");
+        assert_eq!(read(text), Err(LlmError::NoRollout(why)), "{text}");
     }
 }
 

@@ -144,7 +144,8 @@ async fn another_provider_is_asked_where_an_answer_has_no_rollout() {
         assert_eq!((written.prompts.len(), written.fallback_used), (2, true));
         assert_eq!(written.model, "second-rollouts");
         let failed = prompts_of(&[&bad], None).rollout(request(&[], 2)).await;
-        let Err(GenerateError::Failed(LlmError::Unusable(_))) = failed else {
+        let Err(GenerateError::Failed(LlmError::NoRollout(_) | LlmError::Unusable(_))) = failed
+        else {
             panic!("{failed:?} of {text}");
         };
     }

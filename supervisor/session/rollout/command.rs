@@ -1,6 +1,10 @@
 //! What a client of rollouts asks for.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
+
+use crate::byte_budget::Share;
 
 /// The opening of a project: what it is made from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -84,17 +88,32 @@ pub struct Clip {
     pub preset: PresetName,
 }
 
+/// The image of a command, before it is read.
+#[derive(Clone, Debug, Default)]
+pub struct GivenImage {
+    /// `{mime, name, data}`
+    pub object: Map<String, Value>,
+    /// What it takes of the server's memory for what clients send.
+    pub share: Arc<Share>,
+}
+
+impl PartialEq for GivenImage {
+    fn eq(&self, other: &Self) -> bool {
+        self.object == other.object
+    }
+}
+
 /// A command of a client that makes rollouts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RolloutCommand {
-    /// Begins another project. The image, if any, replaces the last one.
-    BeginProject(Box<ProjectSetup>, Option<Map<String, Value>>),
+    /// Begins another project, whose rollouts begin with the image; without one, they begin with none.
+    BeginProject(Box<ProjectSetup>, Option<GivenImage>),
     /// Ends the project; the session goes on.
     EndProject,
     Rewrite(Box<RewriteAsk>),
     Append(UserPrompt),
-    /// Makes one clip, and single clips from then on.
-    MakeClip(Box<Clip>, Option<Map<String, Value>>),
+    /// Makes one clip, and single clips from then on. Without an image, they begin with the last one.
+    MakeClip(Box<Clip>, Option<GivenImage>),
     /// Without a value, nothing changes, and the answer says what holds.
     SetEnhancing(Option<bool>),
     SetExtending(Option<bool>),

@@ -89,6 +89,32 @@ pub enum RolloutEvent {
     Refused(String),
 }
 
+impl RolloutEvent {
+    /// Returns the number of bytes of the texts that a client may have chosen, or a model.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let sum = |texts: &[&str]| texts.iter().map(|text| text.len()).sum();
+        let all = |prompts: &[String]| prompts.iter().map(String::len).sum::<usize>();
+        match self {
+            Self::SeedPrompts { prompts, .. } => all(prompts),
+            Self::Rewritten(rewritten) => {
+                let raw = match &rewritten.by {
+                    RewrittenBy::Model(written) => written.raw.len(),
+                    RewrittenBy::Nobody { .. } => 0,
+                };
+                all(&rewritten.prompts) + rewritten.instruction.len() + raw
+            }
+            Self::Planned(planned) => planned.text.len(),
+            Self::PromptReady(ready) => ready.text.len(),
+            Self::PromptFallback { prompt, reason } => sum(&[&prompt.text, reason]),
+            Self::ExtensionFailed { reason, .. } | Self::RewriteBlocked { reason, .. } => {
+                reason.len()
+            }
+            Self::Refused(why) => why.len(),
+            _ => 0,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Started {
     pub preset: PresetName,

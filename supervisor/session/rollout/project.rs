@@ -14,6 +14,10 @@ const MAX_STORY: usize = 8;
 #[derive(Debug)]
 pub(super) struct Project {
     pub(super) seeds: Vec<String>,
+    /// The safety filter that has let the seed prompts pass, by its number.
+    pub(super) screened_by: Option<u64>,
+    /// The task that screens the seed prompts, and its filter.
+    pub(super) screening: Option<(u64, u64)>,
     pub(super) next_seed: usize,
     /// Whether the first seed prompt goes before the client's prompts.
     pub(super) seed_first: bool,
@@ -59,6 +63,10 @@ pub(super) enum Phase {
 pub(super) struct PendingRewrite {
     pub(super) task: u64,
     pub(super) instruction: String,
+    /// What the client was told that rewrites.
+    pub(super) model: String,
+    /// The safety filter that screens what comes of it.
+    pub(super) filter: Option<u64>,
     /// What the task was asked for, until it has begun.
     pub(super) request: Option<Box<crate::prompt::RolloutRequest>>,
 }
@@ -90,17 +98,16 @@ impl Extension {
 }
 
 impl Project {
-    pub(super) fn new(setup: ProjectSetup) -> Self {
+    /// Creates a project whose seed prompts this safety filter has let pass.
+    pub(super) fn new(setup: ProjectSetup, screened_by: Option<u64>) -> Self {
         let phase = match setup.awaits_rewrite() {
             true => Phase::FirstRewrite,
             false => Phase::Live,
         };
-        let seeds = match setup.seed_prompts.is_empty() && phase == Phase::Live {
-            true if !setup.rollout_prompt.is_empty() => vec![setup.rollout_prompt],
-            _ => setup.seed_prompts,
-        };
         Self {
-            seeds,
+            seeds: setup.seeds().to_vec(),
+            screened_by,
+            screening: None,
             next_seed: 0,
             seed_first: false,
             single_clip: setup.single_clip,
@@ -163,6 +170,11 @@ impl Project {
                 true => self.segment_idx > 0,
                 false => self.made >= cap,
             }
+    }
+
+    /// Returns the safety filter that has to screen the seed prompts before they are used, if any.
+    pub(super) fn unscreened(&self, filter: Option<u64>) -> Option<u64> {
+        filter.filter(|it| !self.seeds.is_empty() && self.screened_by != Some(*it))
     }
 
     /// Returns whether there is a story for a model to go on with.
@@ -233,6 +245,14 @@ impl Project {
 }
 
 impl ProjectSetup {
+    /// Returns the prompts that are used as they are written.
+    pub(in crate::session) fn seeds(&self) -> &[String] {
+        match self.seed_prompts.is_empty() && self.single_clip && !self.rollout_prompt.is_empty() {
+            true => std::slice::from_ref(&self.rollout_prompt),
+            false => &self.seed_prompts,
+        }
+    }
+
     /// Returns whether the seed prompts have to be written first.
     pub(super) fn awaits_rewrite(&self) -> bool {
         !self.single_clip && self.seed_prompts.is_empty() && !self.rollout_prompt.is_empty()

@@ -37,15 +37,15 @@ impl Rollouts {
         self.look_at_waiting();
     }
 
-    /// Makes a rollout of one clip at the next boundary, and clips alone from then on.
-    pub(crate) fn make_clip(&mut self, clip: Clip) {
+    /// Makes a rollout of one clip at the next boundary, and clips alone from then on. Returns whether it will.
+    pub(crate) fn make_clip(&mut self, clip: Clip) -> bool {
         let Clip {
             prompt,
             enhance,
             preset,
         } = clip;
         if self.running_project("make a clip in").is_none() {
-            return;
+            return false;
         }
         let waiting = self.receive(prompt, enhance, 1);
         self.preset.take(preset);
@@ -58,10 +58,10 @@ impl Rollouts {
             project.seeds.clear();
             project.rewrite = None;
             project.clip = Some(waiting);
-            project.made = 0;
             project.reset = Some(ResetReason::SimpleGenerate);
         }
         self.paused = false;
+        true
     }
 
     fn receive(&mut self, prompt: UserPrompt, enhance: bool, queue_depth: usize) -> WaitingPrompt {
@@ -112,6 +112,7 @@ impl Rollouts {
             }
         }
         self.last_task = id;
+        tasks.extend(self.screen_seeds());
         if self.wants_extension() {
             let id = self.next_task();
             if let Some(project) = &mut self.project {
@@ -122,6 +123,41 @@ impl Rollouts {
             }
         }
         tasks
+    }
+
+    /// Returns the task that screens the seed prompts, if one has to begin.
+    fn screen_seeds(&mut self) -> Option<PromptTask> {
+        let filter = self.project.as_ref()?.unscreened(self.can.filter)?;
+        let id = self.last_task + 1;
+        let project = self.project.as_mut()?;
+        if project.screening.is_some_and(|(_, by)| by == filter) {
+            return None;
+        }
+        project.screening = Some((id, filter));
+        self.last_task = id;
+        let prompts = project.seeds.clone();
+        let work = PromptWork::Screen { prompts };
+        Some(PromptTask { id, work })
+    }
+
+    /// Takes whether the seed prompts may be used. If not, there are none, and the rollout waits for a rewrite.
+    pub(crate) fn screened(&mut self, task: u64, may_be_used: bool) {
+        let Some(project) = &mut self.project else {
+            return;
+        };
+        let Some((_, filter)) = project.screening.take_if(|(id, _)| *id == task) else {
+            return;
+        };
+        if may_be_used {
+            project.screened_by = Some(filter);
+            return;
+        }
+        project.seeds.clear();
+        project.next_seed = 0;
+        // Otherwise it goes on until it has no prompt left.
+        if project.running.is_none() {
+            self.complete();
+        }
     }
 
     /// Returns whether an extension has to be asked for: while the segment before it runs, so that it is there in time.
@@ -145,6 +181,7 @@ impl Rollouts {
     pub(crate) fn awaits(&self, task: u64) -> bool {
         self.project.as_ref().is_some_and(|project| {
             project.waiting.iter().any(|it| it.awaits(task))
+                || matches!(project.screening, Some((id, _)) if id == task)
                 || matches!(&project.rewrite, Some(it) if it.task == task)
                 || matches!(project.extension, Extension::Pending(id, _) if id == task)
         })
@@ -175,7 +212,12 @@ impl Rollouts {
         };
         let before = project.waiting.len();
         project.waiting.retain(|it| !it.awaits(task));
-        project.waiting.len() != before
+        let is_removed = project.waiting.len() != before;
+        let has_nothing = project.waiting.is_empty() && project.running.is_none();
+        if is_removed && has_nothing && project.single_clip && project.phase == Phase::Live {
+            self.complete();
+        }
+        is_removed
     }
 
     /// Takes note that a task has ended without a result.
@@ -185,7 +227,13 @@ impl Rollouts {
             return self.refuse(LOST);
         }
         let end = RewriteEnd::Blocked(LOST.to_owned());
-        self.rewritten(task, end, Duration::ZERO);
+        let is_rewrite = self.rewritten(task, end, Duration::ZERO);
+        let is_screening = (self.project.as_ref())
+            .is_some_and(|it| matches!(it.screening, Some((id, _)) if id == task));
+        self.screened(task, false);
+        if is_rewrite || is_screening {
+            return self.refuse(LOST);
+        }
         self.extended(task, Err(LOST.to_owned()));
     }
 

@@ -18,7 +18,7 @@ const NO_LABEL: &str = "Current rollout";
 #[derive(Debug)]
 pub(crate) enum RewriteEnd {
     Written(RewrittenBy, Vec<String>),
-    /// The safety filter has rejected what was asked for or written.
+    /// The safety filter has rejected what was asked for or written, for this reason, which is safe to show.
     Blocked(String),
 }
 
@@ -43,8 +43,8 @@ impl Rollouts {
             true => project.seeds.clone(),
             false => window,
         };
-        let is_first = project.phase == Phase::FirstRewrite;
-        if snapshot.is_empty() && (!is_first || ask.instruction.is_empty()) {
+        let may_be_new = project.phase != Phase::Live && !ask.instruction.is_empty();
+        if snapshot.is_empty() && !may_be_new {
             return self.refuse("there is nothing to rewrite");
         }
         self.begin_rewrite(snapshot, ask.instruction, ask.style);
@@ -82,30 +82,35 @@ impl Rollouts {
             project.rewrite = Some(PendingRewrite {
                 task,
                 instruction,
+                model: model.clone(),
+                filter: self.can.filter,
                 request: Some(Box::new(request)),
             });
             self.tell(RolloutEvent::RewriteStarted { model });
         }
     }
 
-    /// Takes the end of a rewrite.
-    pub(crate) fn rewritten(&mut self, task: u64, end: RewriteEnd, latency: Duration) {
+    /// Takes the end of a rewrite. Returns whether it was waited for.
+    pub(crate) fn rewritten(&mut self, task: u64, end: RewriteEnd, latency: Duration) -> bool {
         let Some(project) = &mut self.project else {
-            return;
+            return false;
         };
         let Some(rewrite) = project.rewrite.take_if(|rewrite| rewrite.task == task) else {
-            return;
+            return false;
         };
         match end {
-            RewriteEnd::Written(by, prompts) => self.adopt(prompts, rewrite.instruction, by),
-            RewriteEnd::Blocked(reason) => self.rewrite_blocked(reason, latency),
+            RewriteEnd::Written(by, prompts) => self.adopt(prompts, rewrite, by),
+            RewriteEnd::Blocked(reason) => self.rewrite_blocked(reason, rewrite.model, latency),
         }
+        true
     }
 
-    fn adopt(&mut self, prompts: Vec<String>, instruction: String, by: RewrittenBy) {
+    fn adopt(&mut self, prompts: Vec<String>, rewrite: PendingRewrite, by: RewrittenBy) {
         let Some(project) = &mut self.project else {
             return;
         };
+        project.screened_by = rewrite.filter;
+        project.screening = None;
         let reason = project.reason_of_rewrite(self.paused);
         project.seeds.clone_from(&prompts);
         project.made = 0;
@@ -125,18 +130,18 @@ impl Rollouts {
         self.tell(RolloutEvent::Rewritten(Box::new(Rewritten {
             preset: self.preset.clone(),
             prompts,
-            instruction,
+            instruction: rewrite.instruction,
             by,
         })));
     }
 
-    fn rewrite_blocked(&mut self, reason: String, latency: Duration) {
+    fn rewrite_blocked(&mut self, reason: String, model: String, latency: Duration) {
         let preset = self.preset.clone();
         self.tell(RolloutEvent::RewriteBlocked {
             preset,
-            model: self.model.clone(),
+            model,
             latency,
-            reason: reason.clone(),
+            reason,
         });
         if self
             .project
@@ -146,7 +151,6 @@ impl Rollouts {
             // The client waits for a rollout that does not come.
             self.tell(RolloutEvent::Completed);
         }
-        self.refuse(reason);
     }
 
     /// Sets the model of later rewrites.

@@ -317,6 +317,8 @@ async fn only_sessions_segments_tell_how_many_sessions_a_worker_serves() {
         outside.generate(&whole).await;
         assert_eq!(pace(outside), (None, None));
         outside.finish(&whole).await;
+        // A session that came before the end is seen would stop the segment.
+        outside.no_command().await;
         let session = outside.join();
         let live = outside.submit(&session);
         outside.generate(&live).await;
