@@ -80,6 +80,49 @@ async fn a_session_is_taken_from_another_page_when_the_viewer_agrees() {
 }
 
 #[tokio::test]
+async fn a_session_at_its_cap_goes_on_from_the_history() {
+    let server = Server::start(&[
+        "--streaming.generation_segment_cap=1",
+        "--streaming.cap_extensions=1",
+    ]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_state("segment-0", "done").await;
+    page.until_says("#status", "the session has all its segments")
+        .await;
+    let id = page.get("fastvideo.sessionId").await;
+    // Another page knows of it from the history alone.
+    page.run("sessionStorage.clear(); window.isLeft = true; location.reload()")
+        .await;
+    page.until("the page is new", "!window.isLeft && window.fastvideo")
+        .await;
+    page.click("#history-tab").await;
+    page.until_says("#past", FOX).await;
+    page.click("#past [data-action=continue]").await;
+    page.until_says("#status", "Ready for a prompt").await;
+    page.prompt(LIGHTHOUSE).await;
+    page.until(
+        "it goes on",
+        &format!("fastvideo.sessionId === {id} && fastvideo.segments[0]?.state === 'done'"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_at_its_cap_cannot_go_on_where_that_is_not_allowed() {
+    let server = Server::start(&["--streaming.generation_segment_cap=1"]);
+    let page = Browser::open(&server).await;
+    page.prompt(FOX).await;
+    page.until_says("#status", "the session has all its segments")
+        .await;
+    page.click("#history-tab").await;
+    page.until_says("#past", "It cannot go on: it has all its segments")
+        .await;
+    let button = "document.querySelector('#past [data-action=continue]').disabled";
+    assert_eq!(page.get(button).await, true);
+}
+
+#[tokio::test]
 async fn a_saved_state_goes_on_at_a_server_that_knows_nothing_of_the_session() {
     let mut server = Server::start(&[]);
     let page = Browser::open(&server).await;

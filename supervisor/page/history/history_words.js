@@ -11,7 +11,9 @@ export function continueWords(record, now) {
   if (mayResume(record, now)) {
     return record.resumableUntil === null ? 'Goes on where it was' : `Goes on where it was, for another ${span((record.resumableUntil - now) / 1000)}`;
   }
-  return record.stateBytes ? 'Goes on from its saved state' : 'It cannot go on: the server does not keep it any more, and no state of it was saved.';
+  if (record.stateBytes) return 'Goes on from its saved state';
+  const why = record.isAtCap && record.resumableUntil === 0 ? 'it has all its segments' : 'the server does not keep it any more';
+  return `It cannot go on: ${why}, and no state of it was saved.`;
 }
 
 /** Tells what the browser lacks of a film; empty where it has all of it. @param {HistoryRecord} record */

@@ -17,6 +17,7 @@ const UNTOLD_MS = 300_000;
  * @property {?string} [watchToken]  opens the film, and nothing else; null when there is none
  * @property {boolean} [hasFilm]  whether the server has kept its film
  * @property {boolean} [isPictures]  whether it has JPEG frames, which are not kept
+ * @property {boolean} [isAtCap]  whether it has all its segments
  * @property {number} startedAt
  * @property {number} at  when it was last changed
  * @property {string[]} prompts  of the finished segments
@@ -32,19 +33,22 @@ const UNTOLD_MS = 300_000;
  *
  * @param {import('../state.js').SessionState} state
  */
-export function summaryOf({ sessionId, segments, resume, filmKey, watchToken, resumableUntil, playerMode }) {
+export function summaryOf({ sessionId, segments, resume, filmKey, watchToken, resumableUntil, playerMode, outcome, stream }) {
   const done = segments.filter((segment) => segment.state === 'done');
   if (!sessionId || !done.length) return null;
   const token = resume ?? filmKey;
+  const isAtCap = outcome === 'segment_cap';
+  const mayGoOn = !isAtCap || (stream?.limits?.max_cap_extensions ?? 0) > 0;
   return {
     id: sessionId,
     token: token?.session_id === sessionId ? token : null,
     watchToken,
     hasFilm: filmKey !== null,
     isPictures: playerMode === 'legacy_jpeg',
+    isAtCap,
     prompts: done.map(({ prompt, original }) => original ?? prompt),
     seconds: done.reduce((sum, { duration }) => sum + duration, 0),
-    resumableUntil,
+    resumableUntil: mayGoOn ? resumableUntil : 0,
   };
 }
 

@@ -154,7 +154,7 @@ export class HistoryTab {
     if (this.page.isBusy()) throw new Error('a session is open: leave it first');
     if (mayResume(record, Date.now())) {
       const film = await this.filmOf(record);
-      if (film?.resumable || film?.live) return this.page.resume({ token: record.token, isLive: film.live });
+      if (film?.resumable || film?.live) return this.page.resume({ token: record.token, isLive: film.live, isAtCap: record.isAtCap });
     }
     const state = record.stateBytes ? await this.keeper.database.state(record.id) : null;
     if (!state) throw new Error('the server does not have this session any more');

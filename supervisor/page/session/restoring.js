@@ -11,6 +11,7 @@ import { connect } from './lifecycle.js';
  * @typedef {object} Continued
  * @property {import('../protocol.js').ResumeToken} token
  * @property {boolean} isLive  whether the server says that another page may have it
+ * @property {boolean} [isAtCap]  whether it has all its segments, so that it has to be extended
  *
  * @typedef {import('./transition.js').Transition} Transition
  */
@@ -35,7 +36,8 @@ export function continueSession(next, continued, agreed = false) {
     dropChosen(next);
     connect(next);
   } else {
-    if (state.kept?.session_id !== token.session_id) state.kept = token;
+    const outcome = continued.isAtCap ? 'segment_cap' : null;
+    if (state.kept?.session_id !== token.session_id) state.kept = { ...token, outcome };
     restore(next);
   }
   return true;

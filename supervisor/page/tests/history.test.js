@@ -58,13 +58,23 @@ describe('record', () => {
     assert.equal(summaryOf(page.state), null);
     page.streams(0).completes(0).starts(1, 'A HARE', { original_prompt: 'a hare' }).streams(1).completes(1).starts(2, 'x');
     assert.deepEqual(summaryOf(page.state), {
-      id: 's1', token: TOKEN, watchToken: null, hasFilm: false, isPictures: false, prompts: ['a fox', 'a hare'], seconds: 2, resumableUntil: null,
+      id: 's1', token: TOKEN, watchToken: null, hasFilm: false, isPictures: false, isAtCap: false, prompts: ['a fox', 'a hare'], seconds: 2, resumableUntil: null,
     });
+  });
+
+  test('cannot be resumed with all its segments, unless the server extends it', () => {
+    const atCap = (limits) => {
+      const page = new PageModel().event('connect').opens({ limits }).starts(0, 'a fox').streams(0).completes(0);
+      return summaryOf(page.says('ltx2_stream_complete', { reason: 'segment_cap' }).state);
+    };
+    assert.deepEqual([atCap({}).isAtCap, atCap({}).resumableUntil], [true, 0]);
+    assert.equal(atCap({ max_cap_extensions: 1 }).resumableUntil, null);
+    assert.match(continueWords(record('s', { ...atCap({}), id: 's' }), 1), /has all its segments/);
   });
 
   test('keeps what it had', () => {
     const before = record('s1', { startedAt: 5, media: { 0: 7 }, stateBytes: 3 });
-    const summary = { id: 's1', token: null, watchToken: null, hasFilm: true, isPictures: false, prompts: ['a', 'b'], seconds: 2, resumableUntil: 9 };
+    const summary = { id: 's1', token: null, watchToken: null, hasFilm: true, isPictures: false, isAtCap: true, prompts: ['a', 'b'], seconds: 2, resumableUntil: 9 };
     const after = renewed({ ...before, watchToken: 'w1' }, summary, 8);
     assert.deepEqual(after, { ...before, ...summary, token: TOKEN, watchToken: 'w1', at: 8 });
     assert.equal(bytesOf(after), 10);

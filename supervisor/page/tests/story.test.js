@@ -305,4 +305,12 @@ describe('the history', () => {
     const open = PageModel.active().event('session_continued', { token });
     assert.deepEqual(open.ran('load_film'), []);
   });
+
+  test('extends a session that has all its segments', () => {
+    const asked = (isAtCap) => {
+      const page = new PageModel().event('session_continued', { token: TOKEN, isLive: false, isAtCap });
+      return page.event('film_loaded', { sessionId: TOKEN.session_id, film: null }).opening.extend ?? false;
+    };
+    assert.deepEqual([asked(true), asked(false)], [true, false]);
+  });
 });
